@@ -1,0 +1,32 @@
+"""Checks that configurations share: a wrong value is a ValueError that says what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def check(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``ValueError("<name> must be <allowed>, got <value>")`` unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_integers(config: object, *names: str, minimum: int = 1) -> None:
+    """The named fields are integers of at least ``minimum``."""
+    for name in names:
+        value = getattr(config, name)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        check(is_integer and value >= minimum, name, value, f"an integer of at least {minimum}")
+
+
+def check_rates(config: object, *names: str) -> None:
+    """The named fields are probabilities in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        check(isinstance(value, int | float) and 0 <= value < 1, name, value, "in [0, 1)")
+
+
+def check_choice(config: object, name: str, choices: Collection[str]) -> None:
+    """The named field is one of ``choices``."""
+    value = getattr(config, name)
+    check(value in choices, name, value, "one of " + ", ".join(map(repr, choices)))

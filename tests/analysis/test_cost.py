@@ -1,0 +1,106 @@
+"""Every figure here is from the official repository's size table or computed from the papers'
+dimensions by the formulas beside it; see the comments."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlab.analysis import block_macs, count_parameters, vit_macs
+from mmlab.models import vit
+from mmlab.models.vit import ViT
+
+# GMAC with a 1000-class head: N 3P^2 D + L (12 T D^2 + 2 T^2 D) + D C.
+GMACS = [
+    ("VIT_TI_16", 224, 1.2537),
+    ("VIT_S_16", 224, 4.5989),
+    ("VIT_B_32", 224, 4.4092),
+    ("VIT_B_16", 224, 17.5638),
+    ("VIT_B_8", 224, 78.148),
+    ("VIT_L_32", 224, 15.3775),
+    ("VIT_L_16", 224, 61.5547),
+    ("VIT_H_14", 224, 167.295),
+    ("VIT_B_16", 384, 55.484),
+    ("VIT_L_16", 384, 191.066),
+    ("VIT_L_16", 512, 361.986),
+    ("VIT_H_14", 518, 1016.72),
+]
+# Compute of pre-training on JFT-300M in exaFLOPs as the paper prints it (ViT, table 6), with the
+# epochs of its table 3. One forward and backward pass is 3 forwards; a MAC is 2 FLOPs.
+EXAFLOPS = [
+    ("VIT_B_32", 7, 55),
+    ("VIT_B_16", 7, 224),
+    ("VIT_L_32", 7, 196),
+    ("VIT_L_16", 7, 783),
+    ("VIT_L_16", 14, 1567),
+    ("VIT_H_14", 14, 4262),
+]
+
+
+def at(name, image_size):
+    return replace(getattr(vit, name), image_size=image_size)
+
+
+def counted_macs(config):
+    """PyTorch's own counter, on tensors without memory; it sees the attention as two products."""
+    with torch.device("meta"):
+        model, images = ViT(config).eval(), torch.empty(1, 3, *[config.image_size] * 2)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(images)
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("name", "image_size", "gmacs"), GMACS)
+def test_macs_are_the_known_figures(name, image_size, gmacs):
+    assert vit_macs(at(name, image_size)) / 1e9 == pytest.approx(gmacs, rel=5e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        vit.VIT_TI_16,
+        vit.VIT_MINI,
+        at("VIT_B_16", 384),
+        replace(vit.VIT_S_32, num_classes=21843, pre_logits=True),
+        replace(vit.VIT_S_32, pool="average", num_classes=0),
+        replace(vit.VIT_S_32, mlp_dim=1000, num_heads=12),
+        replace(vit.VIT_TI_16, stem="conv"),
+        vit.DEIT_S_16_DISTILLED,
+    ],
+)
+def test_macs_equal_those_pytorch_counts(config):
+    assert vit_macs(config) == counted_macs(config)
+
+
+@pytest.mark.parametrize(("name", "epochs", "exaflops"), EXAFLOPS)
+def test_macs_explain_the_compute_the_paper_prints(name, epochs, exaflops):
+    flops = 6 * vit_macs(getattr(vit, name)) * 303e6 * epochs
+    assert flops / 1e18 == pytest.approx(exaflops, rel=0.025)
+
+
+@pytest.mark.parametrize(("image_size", "share"), [(224, 0.041), (384, 0.111)])
+def test_share_of_the_quadratic_part(image_size, share):
+    config = at("VIT_B_16", image_size)
+    quadratic = 2 * config.num_tokens**2 * config.dim * config.depth
+    assert quadratic / vit_macs(config) == pytest.approx(share, abs=5e-4)
+
+
+def test_attention_overtakes_the_rest_at_six_times_the_width():
+    dim = 64
+    linear = 12 * dim**2
+    for num_tokens, sign in ((6 * dim - 1, -1), (6 * dim, 0), (6 * dim + 1, 1)):
+        quadratic = block_macs(num_tokens, dim, 4 * dim) - num_tokens * linear
+        difference = quadratic - num_tokens * linear
+        assert (difference > 0) - (difference < 0) == sign
+
+
+def test_count_parameters_counts_shared_ones_once_and_can_skip_frozen_ones():
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    assert count_parameters(tied) == 16 + 4 + 4
+    tied[0].bias.requires_grad_(False)
+    assert count_parameters(tied, trainable_only=True) == 16 + 4
+    assert count_parameters(nn.BatchNorm1d(3)) == 6
