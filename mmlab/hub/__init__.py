@@ -1,0 +1,20 @@
+"""Official and Hugging Face checkpoints → our names, and back; models by name."""
+
+from mmlab.hub.conversion import detect_layout, from_mmlab, layouts, to_mmlab
+from mmlab.hub.create import create_model, list_models, model_config, save
+from mmlab.hub.files import CheckpointFile, read_checkpoint
+from mmlab.hub.mapping import CheckpointError
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFile",
+    "create_model",
+    "detect_layout",
+    "from_mmlab",
+    "layouts",
+    "list_models",
+    "model_config",
+    "read_checkpoint",
+    "save",
+    "to_mmlab",
+]
