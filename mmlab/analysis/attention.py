@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from mmlab.nn import DotProductAttention
 
@@ -74,9 +75,17 @@ def _attention_layers(model: nn.Module) -> dict[str, DotProductAttention]:
     return layers
 
 
-def _recorder(maps: AttentionMaps, name: str):
+def _recorder(maps: AttentionMaps, name: str) -> Callable[..., None]:
     def record(module: nn.Module, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
         queries, keys, _, mask = inputs
-        maps[name] = attention_weights(queries, keys, mask)
+        # Activation checkpointing compares what forward and recomputation save for the backward
+        # pass. These pass-through hooks keep our tensors out of its count: the recomputation may
+        # come after the block, when we no longer record.
+        with saved_tensors_hooks(_unchanged, _unchanged):
+            maps[name] = attention_weights(queries, keys, mask)
 
     return record
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor

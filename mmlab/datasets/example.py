@@ -88,4 +88,6 @@ class Example:
             if caption.language == language and kind in (None, caption.kind):
                 return caption.text
         known = sorted({(c.language, c.kind) for c in self.captions})
-        raise KeyError(f"{self.id} has no caption with language={language!r}, kind={kind!r}; it has {known}")
+        raise KeyError(
+            f"{self.id} has no caption with language={language!r}, kind={kind!r}; it has {known}"
+        )

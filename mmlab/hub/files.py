@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import safetensors.torch
@@ -147,7 +147,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe, warnings.catch_warnings(action="ignore"):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except UnpicklingError as error:
             # PyTorch's own message recommends to switch the protection off.
             why = _REFUSED if "GLOBAL" in str(error) else _DAMAGED_OR_REFUSED
             raise CheckpointError(why) from None

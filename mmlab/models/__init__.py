@@ -1,1 +1,1 @@
-
+"""One file a system: its network, its configuration, its published sizes."""

@@ -331,7 +331,7 @@ VIT_L_16 = ViTConfig(dim=1024, depth=24, num_heads=16, mlp_dim=4096)
 VIT_L_32 = replace(VIT_L_16, patch_size=32)
 VIT_H_14 = ViTConfig(patch_size=14, dim=1280, depth=32, num_heads=16, mlp_dim=5120)
 
-# DeiT trains with stochastic depth 0.1 and no dropout (DeiT, table 9).
+# DeiT trains with stochastic depth 0.1 and no dropout.
 DEIT_TI_16 = replace(VIT_TI_16, init="trunc_normal", drop_path=0.1)
 DEIT_S_16 = replace(VIT_S_16, init="trunc_normal", drop_path=0.1)
 DEIT_B_16 = replace(VIT_B_16, init="trunc_normal", drop_path=0.1)

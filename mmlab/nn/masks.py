@@ -24,8 +24,8 @@ def prefix_mask(
 ) -> Bool[Tensor, "batch 1 queries keys"]:
     """Each token sees the whole prefix; after the prefix it sees as in ``causal_mask``.
 
-    ``prefix_lengths`` counts the prefix tokens of each sequence (UniLM, Dong et al. 2019,
-    section 2.2: sequence-to-sequence mask).
+    ``prefix_lengths`` counts the prefix tokens of each sequence (UniLM, Dong et al. 2019:
+    the sequence-to-sequence mask).
     """
     position = torch.arange(num_tokens, device=prefix_lengths.device)
     in_prefix = position < prefix_lengths[:, None]

@@ -49,11 +49,13 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Stride-2 convolutions in place of the patch projection (Xiao et al. 2021, section 4).
+    """Stride-2 convolutions in place of the patch projection.
+
+    Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
 
     ``log2(patch_size)`` 3x3 convolutions double the width up to ``dim``, each with batch norm and
     GELU (the paper: ReLU); a 1x1 convolution ends the stem. Same tokens as ``PatchEmbedding``, but
-    neighbouring patches overlap, and training from scratch needs far less data.
+    neighbouring patches overlap; the paper finds training far more stable.
     """
 
     def __init__(self, patch_size: int, dim: int, num_channels: int = 3):

@@ -1,1 +1,1 @@
-
+"""Pretraining tasks as pure functions: tensors in, losses out."""

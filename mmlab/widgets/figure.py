@@ -30,6 +30,10 @@ class Theme:
 LIGHT = Theme("light", "#1d2529", "#56646b", "#c9d1d4", "#ffffff", "#0b6e75", "#b4540a")
 DARK = Theme("dark", "#e6ebed", "#a3b1b8", "#48545a", "#14181b", "#5cc8c4", "#f0a35e")
 
+MEDIA_TYPES = {"svg": "image/svg+xml", "webp": "image/webp"}
+# No date: the same figure is the same file.
+_SAVING = {"svg": {"metadata": {"Date": None}}, "webp": {"pil_kwargs": {"quality": 85}}}
+
 # Both drawings travel; the page shows the one of its theme (Jupyter Book, then JupyterLab).
 _STYLE = """
 .mmlab-figure{margin:1rem 0;text-align:center}
@@ -76,7 +80,7 @@ class Figure:
         alt: what a reader who cannot see the figure needs to know.
         size: width and height in inches; the book's column is 7.2 wide.
         caption: an optional line under the figure, shown as text.
-        format: ``"svg"`` for lines and text, ``"png"`` for pictures.
+        format: ``"svg"`` for lines and text, ``"webp"`` for pictures.
 
     Raises:
         ValueError: if ``alt`` is empty or ``format`` is unknown.
@@ -93,8 +97,8 @@ class Figure:
     ):
         if not alt.strip():
             raise ValueError("alt is empty: say in a sentence what the figure shows")
-        if format not in ("svg", "png"):
-            raise ValueError(f"format={format!r}; allowed are 'svg' and 'png'")
+        if format not in MEDIA_TYPES:
+            raise ValueError(f"format={format!r}; allowed are 'svg' and 'webp'")
         self.draw, self.alt, self.size = draw, alt, size
         self.caption, self.format = caption, format
 
@@ -104,8 +108,7 @@ class Figure:
             FigureCanvasAgg(figure)
             self.draw(figure, theme)
             buffer = io.BytesIO()
-            metadata = {"Date": None} if format == "svg" else {}
-            figure.savefig(buffer, format=format, dpi=144, metadata=metadata)
+            figure.savefig(buffer, format=format, dpi=144, **_SAVING.get(format, {}))
         return buffer.getvalue()
 
     @cached_property
@@ -113,12 +116,11 @@ class Figure:
         return self._render(LIGHT, self.format), self._render(DARK, self.format)
 
     def _tag(self, image: bytes, name: str) -> str:
-        kind = {"svg": "svg+xml", "png": "png"}[self.format]
         data = base64.b64encode(image).decode()
         # dark-light tells the book's theme that this picture needs no white card in the dark.
         return (
             f'<img class="mmlab-{name} dark-light" alt="{html.escape(self.alt)}" '
-            f'src="data:image/{kind};base64,{data}">'
+            f'src="data:{MEDIA_TYPES[self.format]};base64,{data}">'
         )
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
@@ -128,9 +130,8 @@ class Figure:
             f'<style>{_STYLE}</style><figure class="mmlab-figure">'
             f"{self._tag(light, 'light')}{self._tag(dark, 'dark')}{caption}</figure>"
         )
-        still = light if self.format == "png" else self._render(LIGHT, "png")
         return {
             "text/html": page,
-            "image/png": base64.b64encode(still).decode(),
+            "image/png": base64.b64encode(self._render(LIGHT, "png")).decode(),
             "text/plain": f"Figure: {self.alt}",
         }

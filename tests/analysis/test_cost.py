@@ -28,8 +28,8 @@ GMACS = [
     ("VIT_L_16", 512, 361.986),
     ("VIT_H_14", 518, 1016.72),
 ]
-# Compute of pre-training on JFT-300M in exaFLOPs as the paper prints it (ViT, table 6), with the
-# epochs of its table 3. One forward and backward pass is 3 forwards; a MAC is 2 FLOPs.
+# Compute of pre-training on JFT-300M (303M images) in exaFLOPs, and the epochs, as the ViT paper
+# prints them. One forward and backward pass is 3 forwards; a MAC is 2 FLOPs.
 EXAFLOPS = [
     ("VIT_B_32", 7, 55),
     ("VIT_B_16", 7, 224),

@@ -140,6 +140,26 @@ def test_attention_dropout_is_left_out(images):
     assert torch.equal(trained["attention"], evaluated["attention"])
 
 
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_recording_goes_with_activation_checkpointing(model, images, backward_inside):
+    model(images).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    with record_attention(model) as plain, torch.no_grad():
+        model(images)
+    model.activation_checkpointing = True
+    with record_attention(model) as maps:
+        loss = model(images).sum()
+        if backward_inside:
+            loss.backward()
+    if not backward_inside:
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, expected[name])
+    for name in NAMES:
+        assert torch.equal(maps[name], plain[name])
+
+
 def test_masks_and_cross_attention_show_in_the_maps():
     torch.manual_seed(0)
     layer = Attention(8, 2, context_dim=6)

@@ -480,10 +480,17 @@ def test_compiles_to_machine_code(no_shape_checks):
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.fixture
+def full_precision():
+    """Without TF32, which rounds the inputs of CUDA's convolutions to 10 bits by default."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"stem": "conv"}, {"distilled": True}])
-def test_cuda_agrees_with_the_cpu(changes):
+def test_cuda_agrees_with_the_cpu(changes, full_precision):
     model, images = build(**changes), random_images()
     expected, expected_gradients = model(images), gradients(model, images)
     model.cuda()
@@ -507,7 +514,7 @@ def test_cuda_in_bf16_stays_close_and_records_attention():
 
 @gpu
 @pytest.mark.gpu
-def test_cuda_compiles(no_shape_checks):
+def test_cuda_compiles(no_shape_checks, full_precision):
     model, images = build().cuda(), random_images().cuda()
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,162 @@
+"""Every word on the figures, by language and figure; another language is another table.
+
+``{name}`` is a place for a value, ``*…*`` marks emphasis. Tests hold all languages to the same
+keys and the same places, and find any word on a figure that does not come from here.
+"""
+
+from __future__ import annotations
+
+STRINGS: dict[str, dict[str, dict[str, str]]] = {"en": {}}
+
+STRINGS["en"]["patch_splitter"] = {
+    "locale": "en",
+    "title": "Patch splitter",
+    "sentence": (
+        "Patch splitter: {name}, {size} × {size} pixels, cut into {grid} × {grid} = {patches} "
+        "patches of {P} × {P} pixels ({values} values each), read in this order: {order}."
+    ),
+    "image": "Picture",
+    "own_picture": "Choose a file…",
+    "own_named": "yours: {name}",
+    "private": "Your own (it never leaves this page)",
+    "unreadable": "{name} is not a picture that this browser can read.",
+    "patch_size": "Patch size, in pixels",
+    "order": "Reading order",
+    "order_raster": "row by row",
+    "order_column": "by column",
+    "order_snake": "snake",
+    "order_shuffled": "shuffled",
+    "shuffle": "Shuffle",
+    "lead": (
+        "{size} × {size} pixels in squares of {P} × {P}: {grid} × {grid} = "
+        "*{patches} patches*, with the class token *{tokens} tokens*."
+    ),
+    "picture": "The picture",
+    "picture_label": "The picture, cut into patches. The arrow keys move to the next patch.",
+    "sequence": "The sequence",
+    "sequence_label": (
+        "The patches in reading order, line by line. Left and right arrow keys move along the "
+        "sequence, up and down arrow keys to the next line."
+    ),
+    "class_token": "class token",
+    "where": (
+        "*Token {token}* of 0–{patches}: row {row}, column {column} of the picture, "
+        "pixels {x0}–{x1} across and {y0}–{y1} down."
+    ),
+    "sizes": (
+        "Flattened: 3 × {P} × {P} = {values} values. One linear layer makes {dim} numbers of them."
+    ),
+    "flattened": "Its pixels as one vector",
+    "embedding": "Its embedding: vector × weights",
+    "bars_label": "The embedding of the chosen patch as bars",
+    "scale": "Longest bar: {largest}. {weights}.",
+    "trained": "Trained weights",
+    "untrained": "Untrained, random weights",
+    "sees": "What the model sees",
+    "positions": "add position vectors",
+    "bag_label": "Patches sorted from dark to bright, as the model sees them",
+    "bag_without": (
+        "A bag of patches. Attention does not know which came first: sorted here from dark to "
+        "bright, the bag is the same for every reading order."
+    ),
+    "bag_with": (
+        "The same bag, but each patch now carries the number of its place. "
+        "Shuffle, and the numbers change hands."
+    ),
+    "bag_all": "All patches of the picture.",
+    "bag_some": "{shown} of the {patches} patches, evenly spaced from darkest to brightest.",
+    "meter": "How far the reading order moves the class output",
+    "meter_without": "no positions",
+    "meter_with": "with positions",
+    "verdict_raster": "Reading row by row is what we compare with. Change the order.",
+    "verdict_without": "The order changed; the class output did not. It cannot tell places apart.",
+    "verdict_with": "The order changed, and the class output with it: the model can tell places.",
+    "numbers": "The numbers",
+    "numbers_box": "Pixels",
+    "numbers_flattened": "Vector, first 12 (0–255)",
+    "numbers_embedding": "Embedding",
+    "numbers_order": "Order, first 12 patches",
+    "numbers_change": "Change of class output",
+    "box": "x {x0}–{x1}, y {y0}–{y1}",
+    "change": "{without} without positions, {with} with positions",
+    "about": "How this is computed",
+    "about_text": (
+        "Pixel values are scaled to [0, 1], normalised, and multiplied by the projection. The "
+        "tokens, with or without position vectors, pass a layer norm and one self-attention head "
+        "with random weights; y is what the class token gets. The bars show "
+        "‖y(this order) − y(row by row)‖ / ‖y(row by row)‖. The position vectors are random too: "
+        "the effect needs no training. Everything runs in your browser."
+    ),
+}
+
+STRINGS["en"]["token_calculator"] = {
+    "locale": "en",
+    "title": "Token calculator",
+    "sentence": (
+        "Token calculator: a {size} × {size} image in patches of {P} × {P} is {grid} × {grid} = "
+        "{patches} patches, {tokens} tokens with the class token; {values} values per patch, "
+        "{gmacs} billion multiply-adds for {model}."
+    ),
+    "sentence_uneven": (
+        "Token calculator: patches of {P} × {P} pixels do not fit a {size} × {size} image; "
+        "{rest} pixels are left over on each side."
+    ),
+    "image_size": "Image size",
+    "pixels": "{value} px",
+    "patch_size": "Patch size, in pixels",
+    "model": "Model",
+    "preset": "{name}: width {dim}, {depth} layers",
+    "custom": "width {dim}, {depth} layers",
+    "lead": (
+        "{size} ÷ {P} = {grid} patches a side, {grid} × {grid} = *{patches} words* "
+        "of {P} × {P} pixels."
+    ),
+    "uneven": (
+        "Patches of {P} pixels do not fill {size} pixels: {grid} fit in a row and {rest} are left "
+        "over (hatched). Resize the image to {below} or {above}."
+    ),
+    "too_small": "A patch of {P} pixels is larger than the image of {size}. Choose a larger image.",
+    "drawing_label": "A square image of {size} pixels with a grid of {grid} × {grid} patches",
+    "fact_tokens": "tokens, class token included",
+    "fact_values": "values per patch, 3 × {P} × {P}",
+    "fact_pairs": "attention pairs per head and layer",
+    "fact_macs": "billion multiply-adds (GMAC) per image",
+    "cost": "Where the multiply-adds go",
+    "projection": "patch projection {share}",
+    "linear": "linear layers {share}",
+    "attention": "attention between tokens {share}",
+    "share": "{value} %",
+    "chart": "Cost as the image grows",
+    "chart_label": (
+        "Multiply-adds against image size: linear layers and projection, and attention between "
+        "tokens. At {size} pixels: {linear} and {attention} billion."
+    ),
+    "chart_x": "image size (px)",
+    "chart_y": "GMAC",
+    "chart_linear": "linear layers",
+    "chart_attention": "attention",
+    "crossing": (
+        "Attention between tokens costs as much as the linear layers when there are six times as "
+        "many tokens as the width: {tokens} tokens here, an image of about {size} pixels."
+    ),
+    "examples": "Sizes from the papers",
+    "example": "{size} / {P}",
+    "words": (
+        "“16 × 16 words” in ViT's title is the size of one word, in pixels, not their number: "
+        "an image of 224 pixels has 14 × 14 = 196 of them. 256 words need an image of 256 pixels, "
+        "or patches of 14."
+    ),
+    "about": "The formula",
+    "about_text": (
+        "N = (R / P)² patches, T = N + 1 tokens. Multiply-adds: N · 3P² · D for the projection, "
+        "L · 12 T D² for the linear layers, L · 2 T² D for attention between tokens; the "
+        "classifier is left out. One multiply-add is two floating-point operations."
+    ),
+}
+
+
+def strings_for(figure: str, language: str = "en") -> dict[str, str]:
+    """The words of one figure; ValueError if there is no such language."""
+    if language not in STRINGS:
+        raise ValueError(f"language={language!r}; allowed are {', '.join(sorted(STRINGS))}")
+    return dict(STRINGS[language][figure])

@@ -1,0 +1,160 @@
+"""Scenes: the tasks hold what they promise, by the word of the referee."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from mmlab.datasets.scenes import (
+    HELD_OUT,
+    judge,
+    judge_entailment,
+    judge_pair,
+    referents,
+    scenes,
+)
+from mmlab.datasets.scenes.noise import view_of
+
+LANGUAGES = ("en", "zh")
+TASKS = ("image_pairs", "entailments", "choices", "referring_expressions", "binding_pairs")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return scenes(400)
+
+
+@pytest.fixture(scope="module")
+def views(train):
+    return [view_of(scene) for scene in train.scenes]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_seeds_and_languages(train, task):
+    draw = getattr(train, task)
+    assert draw(20, seed=1) == draw(20, seed=1)
+    assert draw(20, seed=1) != draw(20, seed=2)
+    assert len(draw(20)) == 20 and draw(0) == ()
+    english, chinese = draw(20), draw(20, language="zh")
+    first = "left" if task == "image_pairs" else "image"
+    assert [getattr(i, first) for i in english] == [getattr(i, first) for i in chinese]
+    with pytest.raises(ValueError, match="num is -1"):
+        draw(-1)
+    with pytest.raises(ValueError, match="seed is -1"):
+        draw(5, seed=-1)
+    with pytest.raises(ValueError, match="'de'"):
+        draw(5, language="de")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_image_pairs(train, views, language):
+    items = train.image_pairs(400, language=language)
+    for item in items:
+        assert item.left != item.right
+        verdict = judge_pair(item.text, views[item.left], views[item.right], language)
+        assert verdict is item.answer, item
+    assert abs(sum(i.answer for i in items) - 200) < 50
+    assert set(Counter(i.kind for i in items)) == {
+        "one side",
+        "quantity",
+        "conjunction",
+        "more",
+        "total",
+    }
+
+
+def test_statements_alone_do_not_tell_the_answer(train):
+    """Guessing by the kind of statement learnt on one half must fail on the other."""
+    items = train.image_pairs(2000, seed=3)
+    for kind in {i.kind for i in items}:
+        answers = [i.answer for i in items if i.kind == kind]
+        assert abs(sum(answers) / len(answers) - 0.5) < 2.5 / len(answers) ** 0.5
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_entailment(train, views, language):
+    items = train.entailments(300, language=language)
+    for item in items:
+        assert judge_entailment(item.hypothesis, views[item.image], language) == item.label, item
+        assert item.reason
+    assert set(Counter(i.label for i in items).values()) == {100}
+
+
+def test_hypotheses_alone_do_not_tell_the_label(train):
+    items = train.entailments(1800, seed=4)
+    by_word = Counter((i.hypothesis.split()[-1], i.label) for i in items)
+    for word in {w for w, _ in by_word}:
+        counts = [by_word[word, label] for label in ("entailment", "neutral", "contradiction")]
+        assert max(counts) < 1.6 * min(counts)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_choices(train, views, language):
+    for item in train.choices(150, language=language):
+        seen = views[item.image]
+        assert len(set(item.answers)) == len(set(item.rationales)) == 4
+        if language == "en":
+            relation = item.question.removeprefix("Which shape is ").removesuffix("?")
+            (truth,) = referents(f"shape {relation}", seen)
+        else:
+            anchor, word = item.question.removeprefix("什么图形在")[:-1].rsplit("的", 1)
+            (truth,) = referents(f"{anchor}{word}的图形", seen, "zh")
+        right = [truth in referents(answer, seen, language) for answer in item.answers]
+        assert right == [k == item.answer for k in range(4)]
+        for k, rationale in enumerate(item.rationales):
+            parts = (
+                rationale.rstrip("。").split("，")
+                if language == "zh"
+                else rationale.rstrip(".").split(" and ")
+            )
+            verdicts = [judge(part, seen, language) for part in parts]
+            assert None not in verdicts
+            assert all(verdicts) == (k == item.rationale)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_referring_expressions_fit_one_region(train, views, language):
+    items = train.referring_expressions(300, language=language)
+    for item in items:
+        assert referents(item.text, views[item.image], language) == (item.region,), item
+        assert len(train.scenes[item.image].objects) > 1
+    assert min(Counter(i.kind for i in items).values()) > 30
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_binding_pairs(train, views, language):
+    items = train.binding_pairs(200, language=language)
+    for item in items:
+        assert judge(item.text, views[item.image], language) is True
+        assert judge(item.swapped, views[item.image], language) is False
+        if language == "en":
+            bare = [sorted(t.replace("an ", "a ").split()) for t in (item.text, item.swapped)]
+            assert bare[0] == bare[1]
+    kinds = Counter(i.kind for i in items)
+    assert kinds["relation"] == 100 and set(kinds) == {"relation", "color", "size", "texture"}
+
+
+def test_task_text_never_names_a_held_out_combination(train):
+    said = [i.text for i in train.image_pairs(200)]
+    said += [f"{i.hypothesis} {i.reason}" for i in train.entailments(200)]
+    said += [f"{i.text} {i.swapped}" for i in train.binding_pairs(200)]
+    said += [i.text for i in train.referring_expressions(200)]
+    said += [" ".join((i.question, *i.answers)) for i in train.choices(50)]
+    forbidden = re.compile("|".join(rf"\b{color} {shape}" for color, shape in HELD_OUT))
+    assert not list(filter(forbidden.search, said))
+    hypotheses = [i.hypothesis for i in train.entailments(600)]
+    for color, shape in HELD_OUT:
+        assert not [t for t in hypotheses if f" {shape} that is {color}" in t]
+
+
+def test_too_few_images_is_an_error_and_not_a_hang():
+    with pytest.raises(ValueError, match="at least 2 images"):
+        scenes(1).image_pairs(1)
+    with pytest.raises(ValueError, match="needs more images"):
+        scenes(3, num_objects=(1, 1)).referring_expressions(2)
+
+
+def test_held_out_split_has_tasks_too():
+    data = scenes(200, "held_out")
+    for task in TASKS:
+        assert len(getattr(data, task)(20)) == 20
