@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -350,9 +351,15 @@ def render(drawing: Drawing) -> np.ndarray:
     return np.asarray(square)
 
 
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that leave Ctrl-C to the main one: one stopped halfway would lock the others."""
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(workers, initializer=ignore)
+
+
 def render_vendor(drawings: dict[str, Drawing], workers: int) -> dict[str, np.ndarray]:
     """All drawings of a vendor; of drawings that look the same, only the first stays."""
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         images = dict(zip(drawings, pool.map(render, drawings.values(), chunksize=64), strict=True))
     seen: set[bytes] = set()
     return {
@@ -398,7 +405,7 @@ def write_sheets(
 ) -> None:
     """One lossless WebP image a vendor, its drawings in the order of the concepts."""
     write = partial(write_sheet, folder, concepts)
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         list(pool.map(write, images, images.values()))
 
 
@@ -483,7 +490,7 @@ def replace_folder(new: Path, out: Path) -> None:
     os.rename(out, old)
     try:
         os.rename(new, out)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         os.rename(old, out)
         raise
 

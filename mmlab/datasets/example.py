@@ -83,7 +83,7 @@ class Example:
     extra: dict[str, str] = field(default_factory=dict)
 
     def caption(self, language: str = "en", kind: str | None = None) -> str:
-        """Text of the first caption in ``language`` (and of ``kind``); KeyError if there is none."""
+        """Text of the first caption in ``language`` and of ``kind``; KeyError if there is none."""
         for caption in self.captions:
             if caption.language == language and kind in (None, caption.kind):
                 return caption.text

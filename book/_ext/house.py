@@ -1,0 +1,36 @@
+"""Mends what the theme and its extensions get wrong on every page."""
+
+from __future__ import annotations
+
+from sphinx.application import Sphinx
+
+
+def remove_thebe(app: Sphinx) -> None:
+    """Disconnect sphinx-thebe: it declares the same constant twice, an error on every page."""
+    for listeners in list(app.events.listeners.values()):
+        for listener in list(listeners):
+            if listener.handler.__module__.startswith("sphinx_thebe"):
+                app.disconnect(listener.id)
+
+
+def drop_thebe_files(
+    app, pagename, templatename, context, doctree
+) -> None:
+    """The style sheet of sphinx-thebe goes with it."""
+    context["css_files"] = [
+        f for f in context["css_files"] if "thebe" not in str(f.filename)
+    ]
+
+
+def mend_citations(app, pagename, templatename, context, doctree) -> None:
+    """Make the entries of the bibliography items of their list (axe: aria-required-children)."""
+    old, new = 'role="doc-biblioentry"', 'role="listitem"'
+    context["body"] = context.get("body", "").replace(old, new)
+
+
+def setup(app: Sphinx) -> dict:
+    """Called by Sphinx once every extension of Jupyter Book is loaded."""
+    remove_thebe(app)
+    app.connect("html-page-context", drop_thebe_files)
+    app.connect("html-page-context", mend_citations)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
