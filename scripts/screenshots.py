@@ -22,7 +22,8 @@ def main() -> None:
             page.goto("book/vit.html")
             page.wait_for_selector(".mmlab-widget canvas")
             page.evaluate("document.querySelector('#play-first').scrollIntoView()")
-            page.wait_for_timeout(800)
+            page.get_by_role("button", name="Shuffle", exact=True).click()
+            page.wait_for_timeout(1500)
             page.screenshot(path=TARGET / f"site-{scheme}.png")
             print(f"docs/site-{scheme}.png")
 
