@@ -28,9 +28,19 @@ def mend_citations(app, pagename, templatename, context, doctree) -> None:
     context["body"] = context.get("body", "").replace(old, new)
 
 
+def drop_widget_state(app, pagename, templatename, context, doctree) -> None:
+    """Our figures carry their own data; the state that ipywidgets would load repeats it."""
+    state = "application/vnd.jupyter.widget-state+json"
+    context["script_files"] = [
+        f for f in context["script_files"] if getattr(f, "attributes", {}).get("type") != state
+    ]
+
+
 def setup(app: Sphinx) -> dict:
     """Called by Sphinx once every extension of Jupyter Book is loaded."""
     remove_thebe(app)
     app.connect("html-page-context", drop_thebe_files)
+    # After myst-nb, which adds the state to the page at the default priority of 500.
+    app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", mend_citations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
