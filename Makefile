@@ -8,7 +8,7 @@ SERVE ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab lint format bench data lock screenshots clean
+.PHONY: help book test oldest lab lint format bench data lock screenshots clean
 
 help:  ## show this list
 	@echo "make book [SERVE=0] [PORT=8000]   install, run every chapter, build the site, serve it"
@@ -27,12 +27,12 @@ $(VENV)/.created:
 	@touch $@
 
 # An extra is installed again only when what it is made from has changed, so that later runs need
-# no network.
+# no network. The tests' extra holds the book's.
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "==> Installing mmlab[$*] into $(VENV) (once; PyTorch is large, allow some minutes)"
 	@$(PY) -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e ".[$*]" \
 	  | grep --line-buffered -E '^(Collecting|Downloading|Installing|Successfully|ERROR)' ; exit $${PIPESTATUS[0]}
-	@touch $@
+	@touch $@ $(if $(filter test,$*),$(VENV)/.installed-book)
 
 book: $(VENV)/.installed-book  ## build and serve the book
 	@$(PY) scripts/build_book.py
@@ -42,6 +42,15 @@ endif
 
 test: $(VENV)/.installed-test  ## run every test
 	$(PY) -m pytest $(ARGS)
+
+# Without the tests that need transformers, which wants newer versions of its own.
+oldest: pyproject.toml constraints-oldest.txt  ## test the package with the oldest versions it allows
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q -c constraints-oldest.txt ".[photos]" \
+	  pytest beartype hypothesis scipy nbclient ipykernel resvg-py
+	$(VENV)-oldest/bin/python -m pytest -m "not slow and not browser" \
+	  tests/nn tests/models tests/analysis tests/datasets tests/hub tests/widgets \
+	  --ignore tests/datasets/test_tokenizer.py
 
 lab: $(VENV)/.installed-book  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab book

@@ -1,9 +1,10 @@
-"""environment.yml gives conda users the set that pyproject.toml gives everybody else."""
+"""environment.yml and constraints-oldest.txt say the same as pyproject.toml."""
 
 import tomllib
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from tests.book.pages import ROOT
 
@@ -40,3 +41,14 @@ def test_environment_holds_the_same_set():
 def test_environment_asks_for_the_python_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
+
+
+def test_oldest_versions_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["photos"]
+    bounds = {
+        name: Version(specifier.removeprefix(">=")) for name, specifier in normal(lines).items()
+    }
+    pinned = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = normal(line for line in pinned if not line.startswith("#"))
+    assert {n: Version(v.removeprefix("==")) for n, v in oldest.items()} == bounds
