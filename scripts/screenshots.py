@@ -17,11 +17,11 @@ def main() -> None:
     """Open the ViT chapter at its first figure and save what a reader sees."""
     TARGET.mkdir(exist_ok=True)
     for scheme in ("light", "dark"):
-        options = {"viewport": (1280, 860), "color_scheme": scheme}
+        options = {"viewport": (1280, 900), "color_scheme": scheme}
         with open_page(ROOT / "_build" / "html", **options) as (page, _):
             page.goto("book/vit.html")
             page.wait_for_selector(".mmlab-widget canvas")
-            page.evaluate("document.querySelector('#play-first').scrollIntoView()")
+            page.evaluate("scrollTo(0, document.querySelector('.mmlab-widget').offsetTop - 60)")
             page.get_by_role("button", name="Shuffle", exact=True).click()
             page.wait_for_timeout(1500)
             page.screenshot(path=TARGET / f"site-{scheme}.png")
