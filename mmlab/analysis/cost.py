@@ -7,6 +7,22 @@ from torch import nn
 from mmlab.models.vit import ViTConfig
 from mmlab.nn import conv_stem_widths
 
+# The part that a component of a parameter's name stands for.
+_PARTS = {
+    "patch_embedding": "embedding",
+    "class_token": "embedding",
+    "distillation_token": "embedding",
+    "position_embedding": "positions",
+    "attention": "attention",
+    "mlp": "mlp",
+    "norm1": "norms",
+    "norm2": "norms",
+    "norm": "norms",
+    "pre_logits": "head",
+    "head": "head",
+    "distillation_head": "head",
+}
+
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     """Number of parameters, each shared one once; buffers do not count.
@@ -15,6 +31,20 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     """
     parameters = model.parameters()
     return sum(p.numel() for p in parameters if p.requires_grad or not trainable_only)
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Number of parameters in embedding, positions, attention, mlp, norms and head.
+
+    The parts sum to ``count_parameters(model)``; what belongs to none of them is ``"other"``, a key
+    that exists only where it is needed. The embedding holds the class and distillation token and
+    all of a conv stem.
+    """
+    counts = dict.fromkeys(_PARTS.values(), 0)
+    for name, parameter in model.named_parameters():
+        part = next((_PARTS[word] for word in name.split(".") if word in _PARTS), "other")
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
 
 
 def block_macs(num_tokens: int, dim: int, mlp_dim: int) -> int:

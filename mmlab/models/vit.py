@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -350,3 +351,23 @@ VIT_MINI = ViTConfig(
     num_classes=10,
     stem="conv",
 )
+
+
+class ViTClassification(nn.Module):
+    """A ``ViT`` in supervised training: cross-entropy of its logits (ViT, section 4.1).
+
+    ``label_smoothing`` spreads that share of each label evenly over all classes (Szegedy et al.
+    2016, section 7). ``network`` is the model; there is nothing else to keep.
+    """
+
+    def __init__(self, network: ViT, label_smoothing: float = 0.0):
+        super().__init__()
+        self.network = network
+        self.label_smoothing = label_smoothing
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of ``batch["images"]`` (floats) under ``batch["labels"]`` (class numbers)."""
+        logits = self.network(batch["images"])
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
+        return {"cross_entropy": loss}

@@ -1,7 +1,8 @@
 """Figures that answer the hand: live in Jupyter, alive on a page with no kernel."""
 
+from mmlab.widgets.attention_distance import AttentionDistance
 from mmlab.widgets.base import Widget
 from mmlab.widgets.patch_splitter import PatchSplitter
 from mmlab.widgets.token_calculator import TokenCalculator
 
-__all__ = ["PatchSplitter", "TokenCalculator", "Widget"]
+__all__ = ["AttentionDistance", "PatchSplitter", "TokenCalculator", "Widget"]

@@ -60,10 +60,16 @@ class Attention {
     return this.shares.subarray(start, start + this.learned);
   }
 
+  // Over the query patches; one that looks at no patch at all is left out.
   meanDistance(map) {
-    let sum = 0;
-    for (let i = 0; i < this.N; i++) sum += queryDistance(this.row(map, this.learned + i), i, this.apart);
-    return sum / this.N;
+    let [sum, count] = [0, 0];
+    for (let i = 0; i < this.N; i++) {
+      const row = this.row(map, this.learned + i);
+      if (!row.some(Boolean)) continue;
+      sum += queryDistance(row, i, this.apart);
+      count += 1;
+    }
+    return sum / (count || 1);
   }
 
   // Attention over all tokens, learned ones first.
@@ -150,7 +156,7 @@ function tickStep(value, count) {
   return [1, 2, 5, 10].map((m) => m * power).find((step) => value / step <= count);
 }
 
-function chartScales(width, height, { layers, heads }, highest) {
+function chartScales(width, height, { layers, heads }, [low, high]) {
   const [left, right, top, bottom] = [38, 6, 22, 40];
   const column = (width - left - right) / layers;
   const spread = Math.min(14, (0.62 * column) / Math.max(1, heads - 1));
@@ -161,11 +167,11 @@ function chartScales(width, height, { layers, heads }, highest) {
     top,
     radius: Math.max(2.5, Math.min(5.5, column / 7)),
     x: (layer, head) => left + (layer + 0.5) * column + (head - (heads - 1) / 2) * spread,
-    y: (value) => height - bottom - (value / highest) * (height - top - bottom),
+    y: (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom),
   };
 }
 
-function drawAxes(context, scales, { layers, highest, uniform, names, chosenLayers }, colour) {
+function drawAxes(context, scales, { layers, range: [low, high], uniform, names, chosenLayers }, colour) {
   const { left, right, zero, column, y, height } = scales;
   const text = (string, x, at, align, weight = 400) =>
     write(context, string, x, at, { colour: colour.muted, font: colour.font, align, weight });
@@ -173,8 +179,8 @@ function drawAxes(context, scales, { layers, highest, uniform, names, chosenLaye
   context.globalAlpha = 0.09;
   context.fillRect(left + chosenLayers[0] * column, scales.top, (chosenLayers[1] - chosenLayers[0] + 1) * column, zero - scales.top);
   context.globalAlpha = 1;
-  const step = tickStep(highest, 4);
-  for (let value = 0; value <= highest; value += step) {
+  const step = tickStep(high - low, 5);
+  for (let value = Math.ceil(low / step) * step; value <= high; value += step) {
     context.fillStyle = colour.line;
     context.fillRect(left, y(value), right - left, 1);
     text(names.plain(value), left - 7, y(value), "right");
@@ -183,10 +189,10 @@ function drawAxes(context, scales, { layers, highest, uniform, names, chosenLaye
   for (let layer = 0; layer < layers; layer += every) text(names.plain(layer + 1), left + (layer + 0.5) * column, zero + 14, "center");
   text(names.y, 0, 8, "left");
   text(names.x, (left + right) / 2, height - 7, "center");
-  drawReference(context, scales, uniform, names.uniform, colour);
+  drawReference(context, scales, uniform, colour);
 }
 
-function drawReference(context, { left, right, y }, value, name, colour) {
+function drawReference(context, { left, right, y }, value, colour) {
   context.strokeStyle = colour.muted;
   context.lineWidth = 1.5;
   context.setLineDash([6, 5]);
@@ -195,7 +201,6 @@ function drawReference(context, { left, right, y }, value, name, colour) {
   context.lineTo(right, y(value));
   context.stroke();
   context.setLineDash([]);
-  write(context, name, right - 4, y(value) - 9, { colour: colour.muted, font: colour.font, align: "right" });
 }
 
 function drawDot(context, x, y, radius, { fill, edge, line = 1.5 }) {
@@ -226,7 +231,7 @@ function drawBoard(canvas, side, { picture, key, row, grid, query, rings }, colo
   keep(context, side, side, [key, colour], (layer) => {
     layer.fillStyle = colour.surface;
     layer.fillRect(0, 0, side, side);
-    layer.globalAlpha = 0.5;
+    layer.globalAlpha = 0.7;
     layer.imageSmoothingEnabled = side * devicePixelRatio < picture.width;
     layer.drawImage(picture, 0, 0, side, side);
     layer.globalAlpha = 1;
@@ -244,7 +249,7 @@ function drawHeat(context, row, grid, step, colour) {
   const largest = Math.max(...row) || 1;
   context.fillStyle = colour.warm;
   row.forEach((share, j) => {
-    context.globalAlpha = 0.94 * (share / largest);
+    context.globalAlpha = 0.85 * (share / largest);
     const [x, y] = [(j % grid) * step, Math.floor(j / grid) * step];
     context.fillRect(x + 0.5, y + 0.5, step - 1, step - 1);
   });
@@ -287,7 +292,7 @@ function createParts(figure, sizes) {
     marks: figure.get("models").map(() => h("i")),
   };
   for (const key of ["lead", "where", "readout", "most", "leftOut"]) parts[key] = h("p");
-  for (const key of ["low", "high"]) parts[key] = h("span");
+  for (const key of ["low", "high", "uniform"]) parts[key] = h("span");
   parts.rings = h("ul", { class: "key" },
     h("li", {}, h("i", { class: "ring" }), t("ring_query")),
     h("li", {}, h("i", { class: "ring dashed" }), t("ring_uniform")));
@@ -318,6 +323,7 @@ function assemble(figure, parts, numbers) {
   parts.where.classList.add("heading");
   for (const key of ["most", "leftOut"]) parts[key].classList.add("quiet");
   const legend = parts.legend.map((text, i) => h("li", {}, parts.marks[i], text));
+  legend.push(h("li", {}, h("i", { class: "dash" }), parts.uniform));
   const scale = h("span", { class: "scale" }, t("scale"), parts.low, h("i", { class: "ramp" }), parts.high);
   figure.root.append(
     h("div", { class: "controls" }, parts.images.node, several ? parts.models.node : null, parts.views.node),
@@ -342,6 +348,7 @@ class AttentionDistance {
     this.flight = null; // the dots on their way from one set of weights to the other
     this.keep = keepDrawing();
     this.redraw = scheduler(() => this.update());
+    this.fly = scheduler(() => this.drawChart(this.present(), colours(figure.root)));
     this.parts = createParts(figure, this.sizes);
     this.numbers = createNumbers(figure.t, this.sizes);
     assemble(figure, this.parts, this.numbers);
@@ -370,7 +377,7 @@ class AttentionDistance {
     figure.on(["image", "view", "layer", "head", "query"], redraw.schedule);
     figure.on(["model"], () => this.startFlight());
     figure.cleanup(onThemeChange(redraw.schedule));
-    figure.cleanup(redraw.cancel);
+    figure.cleanup(() => [redraw, this.fly].forEach(({ cancel }) => cancel()));
     onResize(figure, figure.root, redraw.schedule);
   }
 
@@ -500,7 +507,6 @@ class AttentionDistance {
     this.showLegends(now);
     this.showReadout(now);
     this.showNumbers(now);
-    if (this.flight) this.redraw.schedule();
   }
 
   showControls({ view, layer, head, map, attention }) {
@@ -529,23 +535,27 @@ class AttentionDistance {
     return { query: queryDistance(row, query, apart), uniform: mean(apart.subarray(query * N, (query + 1) * N)), size };
   }
 
-  // One scale for all models and pictures: what differs on the screen differs in the numbers.
-  highest() {
+  // One range for all models and pictures: what differs on the screen differs in the numbers. It
+  // is at least a patch high, or noise would look like a finding.
+  range() {
+    if (this.spread) return this.spread;
     const places = this.figure.get("models").length * this.pictures.length;
-    this.top ??= 1.08 * Math.max(1.1 * this.uniform, ...Array.from({ length: places }, (_, p) => Math.max(...this.attentionAt(p).distances)));
-    return this.top;
+    const all = Array.from({ length: places }, (_, place) => this.attentionAt(place).distances).flat();
+    const [low, high] = [Math.min(this.uniform, ...all), Math.max(this.uniform, ...all)];
+    const margin = Math.max((this.sizes.P - (high - low)) / 2, 0.1 * (high - low));
+    return (this.spread = [Math.max(0, low - margin), high + margin]);
   }
 
   drawChart({ view, map, layer }, colour) {
     const { figure, parts, sizes } = this;
-    const [width, highest] = [parts.chart.clientWidth, this.highest()];
-    const height = Math.min(parts.picture.clientWidth, width < 420 ? 300 : 360);
+    const [width, range] = [parts.chart.clientWidth, this.range()];
+    const stacked = width > 0.6 * figure.root.clientWidth;
+    const height = stacked ? 240 : parts.picture.clientWidth;
     const context = fitCanvas(parts.chart, width, height);
-    this.scales = chartScales(width, height, sizes, highest);
-    const uniform = figure.t("chart_uniform", { value: figure.number(this.uniform, 1) });
-    const names = { x: figure.t("chart_x"), y: figure.t("chart_y"), uniform, plain: figure.plain };
+    this.scales = chartScales(width, height, sizes, range);
+    const names = { x: figure.t("chart_x"), y: figure.t("chart_y"), plain: figure.plain };
     const chosenLayers = view === "rollout" ? [0, layer] : [layer, layer];
-    drawAxes(context, this.scales, { layers: sizes.layers, highest, uniform: this.uniform, names, chosenLayers }, colour);
+    drawAxes(context, this.scales, { layers: sizes.layers, range, uniform: this.uniform, names, chosenLayers }, colour);
     const others = figure.get("models").map((_, model) => model).filter((model) => model !== figure.get("model"));
     const kept = figure.get("layer") * sizes.heads + figure.get("head");
     drawDots(context, this.scales, {
@@ -554,7 +564,7 @@ class AttentionDistance {
       others: others.map((model) => this.attention(model).distances),
       chosen: view === "rollout" ? [] : [...new Set([kept, map])],
     }, colour);
-    parts.chart.style.cursor = parts.picture.style.cursor = "pointer";
+    if (this.flight) this.fly.schedule();
   }
 
   startFlight() {
@@ -580,6 +590,7 @@ class AttentionDistance {
       const distance = figure.number(this.attention(model).distances[map], 1);
       setText(parts.legend[model], view === "rollout" ? name : figure.t("this_head", { name, distance }));
     });
+    setText(parts.uniform, figure.t("uniform", { distance: figure.number(this.uniform, 1) }));
     parts.rings.classList.toggle("unseen", view !== "patch"); // the place is kept: nothing jumps
     setText(parts.low, figure.t("percent", { value: 0 }));
     setText(parts.high, this.percent(Math.max(...row)));

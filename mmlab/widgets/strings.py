@@ -155,6 +155,88 @@ STRINGS["en"]["token_calculator"] = {
 }
 
 
+STRINGS["en"]["attention_distance"] = {
+    "locale": "en",
+    "title": "Attention-distance map",
+    "sentence": (
+        "Attention-distance map: {model}, {name}, layer {layer} of {layers}, head {head} of "
+        "{heads}: mean attention distance {distance} pixels; uniform attention would give "
+        "{uniform} pixels."
+    ),
+    "image": "Picture",
+    "model": "Weights",
+    "view": "Who looks",
+    "view_patch": "one patch",
+    "view_class": "class token",
+    "view_rollout": "rollout",
+    "lead": (
+        "Layer {layer}, head {head}: mean attention distance *{distance} px*. "
+        "Uniform attention would give {uniform} px."
+    ),
+    "lead_rollout": (
+        "Rollout: what reaches the *{reader}* through layers 1 to *{layer}*, all heads together."
+    ),
+    "reader_class": "class token",
+    "reader_average": "average of all patches",
+    "chart": "How far every head looks",
+    "chart_label": (
+        "Mean attention distance of every head against depth. Layer {layer}, head {head}: "
+        "{distance} pixels. Left and right arrow keys change the layer, up and down arrow keys "
+        "go to the head of this layer with the next larger or smaller distance."
+    ),
+    "chart_x": "layer",
+    "chart_y": "distance (px)",
+    "uniform": "uniform attention: {distance} px",
+    "this_head": "{name}, this head: {distance} px",
+    "where_patch_title": "Where the patch looks",
+    "where_class_title": "Where the class token looks",
+    "where_rollout_title": "Where the flow comes from",
+    "picture_label": (
+        "The picture with the attention as heat. The arrow keys move to the next query patch."
+    ),
+    "percent": "{value} %",
+    "scale": "share per patch",
+    "ring_query": "mean distance of this patch",
+    "ring_uniform": "under uniform attention",
+    "readout_patch": (
+        "*Patch in row {row}, column {column}*: mean distance *{distance} px*; uniform attention "
+        "would give {uniform} px."
+    ),
+    "readout_class": "*The class token* has no place on the picture, so it has no distance.",
+    "readout_rollout": (
+        "Each layer passes on half of what a token had and half of what it attended to. "
+        "Choose a deeper layer to follow the flow on."
+    ),
+    "most": "The most goes to row {row}, column {column}: {share} %.",
+    "most_rollout": "The most comes from row {row}, column {column}: {share} %.",
+    "left_out": (
+        "The class token's share, {share} %, is left out; the patches' shares add up to 100 %."
+    ),
+    "left_out_two": (
+        "The share of the class and distillation tokens, {share} %, is left out; the patches' "
+        "shares add up to 100 %."
+    ),
+    "numbers": "The numbers",
+    "numbers_head": "This head",
+    "numbers_query": "This patch",
+    "numbers_weights": "Shares of the patches, first 12",
+    "numbers_sum": "Sum over all tokens",
+    "compared": "{value} px; uniform attention {uniform} px",
+    "table": "Mean attention distance, in pixels",
+    "table_layer": "Layer",
+    "table_head": "Head {head}",
+    "about": "How this is computed",
+    "about_text": (
+        "The attention was recorded from the models on the pictures shown. The distance of a "
+        "query patch i is the sum over all patches j of a_ij ‖i − j‖ P, with itself at distance "
+        "0; learned tokens are dropped and the rest made to sum to 1. A head's distance is the "
+        "mean over all query patches of this picture. Rollout multiplies the layers' matrices "
+        "½ A + ½ I, with A the mean over heads. It shows where the flow of attention could come "
+        "from, not what the model's answer depends on."
+    ),
+}
+
+
 def strings_for(figure: str, language: str = "en") -> dict[str, str]:
     """The words of one figure; ValueError if there is no such language."""
     if language not in STRINGS:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlab.analysis import block_macs, count_parameters, vit_macs
+from mmlab.analysis import block_macs, count_parameters, parameters_by_part, vit_macs
 from mmlab.models import vit
 from mmlab.models.vit import ViT
 
@@ -104,3 +104,63 @@ def test_count_parameters_counts_shared_ones_once_and_can_skip_frozen_ones():
     tied[0].bias.requires_grad_(False)
     assert count_parameters(tied, trainable_only=True) == 16 + 4
     assert count_parameters(nn.BatchNorm1d(3)) == 6
+
+
+# Parameters with a 1000-class head, from the size table of the official repository's tests.
+PARAMETERS = [
+    ("VIT_TI_16", 224, 5_717_416),
+    ("VIT_S_16", 224, 22_050_664),
+    ("VIT_S_32", 224, 22_878_952),
+    ("VIT_B_8", 224, 86_576_872),
+    ("VIT_B_16", 224, 86_567_656),
+    ("VIT_B_32", 224, 88_224_232),
+    ("VIT_L_16", 224, 304_326_632),
+    ("VIT_L_32", 224, 306_535_400),
+    ("VIT_H_14", 224, 632_045_800),
+    ("VIT_B_16", 384, 86_859_496),
+]
+
+
+@pytest.mark.parametrize(("name", "image_size", "total"), PARAMETERS)
+def test_parts_follow_the_formulas_and_sum_to_the_whole(name, image_size, total):
+    config = at(name, image_size)
+    with torch.device("meta"):
+        parts = parameters_by_part(ViT(config))
+    dim, depth = config.dim, config.depth
+    assert parts == {
+        "embedding": 3 * config.patch_size**2 * dim + dim + dim,
+        "positions": (config.num_patches + 1) * dim,
+        "attention": depth * (4 * dim**2 + 4 * dim),
+        "mlp": depth * (8 * dim**2 + 5 * dim),
+        "norms": depth * 4 * dim + 2 * dim,
+        "head": 1000 * dim + 1000,
+    }
+    assert sum(parts.values()) == total
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        vit.VIT_MINI,
+        vit.DEIT_TI_16_DISTILLED,
+        replace(vit.VIT_TI_16, pre_logits=True, num_classes=21843),
+        replace(vit.VIT_TI_16, pool="average", positions="none", num_classes=0),
+        replace(vit.VIT_TI_16, positions="sincos2d"),
+    ],
+)
+def test_every_variant_divides_into_known_parts(config):
+    with torch.device("meta"):
+        model = ViT(config)
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == count_parameters(model)
+    assert "other" not in parts
+    assert (parts["positions"] == 0) == (config.positions == "none")
+    assert (parts["head"] == 0) == (config.num_classes == 0)
+
+
+def test_unknown_and_shared_parameters_are_counted_once_in_the_whole():
+    model = nn.ModuleDict({"decoder": nn.Linear(4, 4), "mlp": nn.Linear(4, 4)})
+    model["mlp"].weight = model["decoder"].weight
+    parts = parameters_by_part(model)
+    assert (parts["other"], parts["mlp"]) == (20, 4)
+    assert sum(parts.values()) == count_parameters(model)
