@@ -48,16 +48,12 @@ class InlineTag(nodes.General, nodes.TextElement):
 
 
 def visit_tag(translator, node) -> None:
-    translator.body.append(
-        translator.starttag(node, node["tag"], "", **node.get("html", {}))
-    )
+    translator.body.append(translator.starttag(node, node["tag"], "", **node.get("html", {})))
 
 
 def depart_tag(translator, node) -> None:
     if node["tag"] != "input":
-        translator.body.append(
-            f"</{node['tag']}>" + "\n" * isinstance(node, Tag)
-        )
+        translator.body.append(f"</{node['tag']}>" + "\n" * isinstance(node, Tag))
 
 
 def tag(name: str, *children, classes=(), ids=(), **html) -> Tag:
@@ -74,12 +70,8 @@ def tag(name: str, *children, classes=(), ids=(), **html) -> Tag:
 
 def text(name: str, *children, classes=(), **html) -> InlineTag:
     """An inline element; strings become text nodes."""
-    children = [
-        nodes.Text(c) if isinstance(c, str) else c for c in children
-    ]
-    return InlineTag(
-        "", "", *children, tag=name, classes=list(classes), html=html
-    )
+    children = [nodes.Text(c) if isinstance(c, str) else c for c in children]
+    return InlineTag("", "", *children, tag=name, classes=list(classes), html=html)
 
 
 def verdict_badge(verdict: str) -> InlineTag:
@@ -102,9 +94,7 @@ class VerdictRole(SphinxRole):
         if self.text not in VERDICTS:
             allowed = ", ".join(VERDICTS)
             message = f"verdict {self.text!r} is not one of: {allowed}"
-            return [], [
-                self.inliner.reporter.error(message, line=self.lineno)
-            ]
+            return [], [self.inliner.reporter.error(message, line=self.lineno)]
         return [verdict_badge(self.text)], []
 
 
@@ -119,24 +109,16 @@ class Furniture(SphinxDirective):
         children, messages = self.state.inline_text(source, self.lineno)
         return children + messages
 
-    def sentence(
-        self, name: str, source: str, classes=(), **html
-    ) -> InlineTag:
+    def sentence(self, name: str, source: str, classes=(), **html) -> InlineTag:
         """One line of Markdown inside an inline element."""
-        element = text(
-            name, *self.inline(source), classes=classes, **html
-        )
+        element = text(name, *self.inline(source), classes=classes, **html)
         self.set_source_info(element)
         return element
 
-    def block(
-        self, lines: StringList, name="div", classes=(), offset=0, **html
-    ) -> Tag:
+    def block(self, lines: StringList, name="div", classes=(), offset=0, **html) -> Tag:
         """Parse ``lines`` as Markdown inside a block element."""
         element = tag(name, classes=classes, **html)
-        self.state.nested_parse(
-            lines, self.content_offset + offset, element
-        )
+        self.state.nested_parse(lines, self.content_offset + offset, element)
         return element
 
     def split(self) -> tuple[StringList, StringList, int]:
@@ -148,9 +130,7 @@ class Furniture(SphinxDirective):
                     self.content[index + 1 :],
                     index + 1,
                 )
-        raise self.error(
-            f"The {self.name} directive needs a line '+++' before its answer."
-        )
+        raise self.error(f"The {self.name} directive needs a line '+++' before its answer.")
 
 
 class PaperCard(Furniture):
@@ -187,20 +167,14 @@ class PaperCard(Furniture):
                 value = self.options[name]
                 if name == "arxiv":
                     value = f"[{value}](https://arxiv.org/abs/{value})"
-                rows += tag(
-                    "div", text("dt", label), self.sentence("dd", value)
-                )
+                rows += tag("div", text("dt", label), self.sentence("dd", value))
         return rows
 
     def run(self):
         """Return the card."""
-        title = self.sentence(
-            "p", self.arguments[0], classes=["mmlab-card-title"]
-        )
+        title = self.sentence("p", self.arguments[0], classes=["mmlab-card-title"])
         label = text("p", _("The paper"), classes=["mmlab-kicker"])
-        card = tag(
-            "aside", label, title, self.facts(), classes=["mmlab-card"]
-        )
+        card = tag("aside", label, title, self.facts(), classes=["mmlab-card"])
         card["html"]["aria-label"] = _("About this chapter")
         card += self.block(self.content, classes=["mmlab-card-goals"])
         return [card]
@@ -217,9 +191,7 @@ class Predict(Furniture):
         body = tag("section", classes=["mmlab-predict"])
         body["html"]["aria-label"] = _("Predict")
         body += text("p", _("Predict first"), classes=["mmlab-kicker"])
-        body += self.sentence(
-            "p", self.arguments[0], classes=["mmlab-prompt"]
-        )
+        body += self.sentence("p", self.arguments[0], classes=["mmlab-prompt"])
         body += self.block(question)
         reveal = tag("details", text("summary", _("Reveal")))
         reveal += self.block(answer, offset=offset)
@@ -232,9 +204,7 @@ class Question(Furniture):
 
     required_arguments = 1
 
-    def answers(
-        self, lines: StringList
-    ) -> list[tuple[bool, str, StringList]]:
+    def answers(self, lines: StringList) -> list[tuple[bool, str, StringList]]:
         """Split into (right or not, text, feedback lines)."""
         found: list[tuple[bool, str, StringList]] = []
         for line in lines:
@@ -242,18 +212,11 @@ class Question(Furniture):
             if match:
                 found.append((match[1] != " ", match[2], StringList()))
             elif line.strip() and not found:
-                raise self.error(
-                    f"Expected an answer '- [ ] …' or '- [x] …', found {line!r}."
-                )
+                raise self.error(f"Expected an answer '- [ ] …' or '- [x] …', found {line!r}.")
             elif found:
                 found[-1][2].append(line.strip(), self.env.docname)
-        if (
-            sum(right for right, *_rest in found) != 1
-            or not 2 <= len(found) <= MAX_ANSWERS
-        ):
-            raise self.error(
-                f"A question has 2 to {MAX_ANSWERS} answers, one of them marked [x]."
-            )
+        if sum(right for right, *_rest in found) != 1 or not 2 <= len(found) <= MAX_ANSWERS:
+            raise self.error(f"A question has 2 to {MAX_ANSWERS} answers, one of them marked [x].")
         return found
 
     def choice(self, group: str, index: int, source: str) -> Tag:
@@ -271,12 +234,8 @@ class Question(Furniture):
 
     def feedback(self, index: int, right: bool, lines: StringList) -> Tag:
         """What is said to the reader who chose this answer."""
-        mark = text(
-            "span", "✓ " if right else "✕ ", **{"aria-hidden": "true"}
-        )
-        word = text(
-            "strong", mark, _("Right.") if right else _("Not this one.")
-        )
+        mark = text("span", "✓ " if right else "✕ ", **{"aria-hidden": "true"})
+        word = text("strong", mark, _("Right.") if right else _("Not this one."))
         word["classes"] = ["mmlab-right" if right else "mmlab-not"]
         block = tag(
             "div",
@@ -300,16 +259,12 @@ class Question(Furniture):
             _("Choose an answer first."),
             classes=["mmlab-unanswered"],
         )
-        for index, (right, source, lines) in enumerate(
-            self.answers(choices), 1
-        ):
+        for index, (right, source, lines) in enumerate(self.answers(choices), 1):
             field += self.choice(group, index, source)
             replies += self.feedback(index, right, lines)
         check += [
             replies,
-            self.block(
-                explanation, classes=["mmlab-because"], offset=offset
-            ),
+            self.block(explanation, classes=["mmlab-because"], offset=offset),
         ]
         field += check
         return [field]
@@ -322,9 +277,7 @@ class Quiz(Furniture):
 
     def run(self):
         """Return the questions inside one box."""
-        title = (
-            self.arguments[0] if self.arguments else _("Check yourself")
-        )
+        title = self.arguments[0] if self.arguments else _("Check yourself")
         heading = self.sentence("p", title, classes=["mmlab-kicker"])
         quiz = self.block(self.content, "section", ["mmlab-quiz"])
         quiz["html"]["aria-label"] = title
@@ -345,13 +298,9 @@ class Erratum(Furniture):
         """Return the claim with its verdict, then the correction."""
         for option in self.option_spec:
             if option not in self.options:
-                raise self.error(
-                    f"The erratum directive needs the option ':{option}:'."
-                )
+                raise self.error(f"The erratum directive needs the option ':{option}:'.")
         name = self.arguments[0]
-        head = text(
-            "p", text("span", name, classes=["mmlab-claim-id"]), " "
-        )
+        head = text("p", text("span", name, classes=["mmlab-claim-id"]), " ")
         head += verdict_badge(self.options["verdict"])
         head["classes"] = ["mmlab-kicker"]
         claim = tag(

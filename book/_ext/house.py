@@ -13,13 +13,9 @@ def remove_thebe(app: Sphinx) -> None:
                 app.disconnect(listener.id)
 
 
-def drop_thebe_files(
-    app, pagename, templatename, context, doctree
-) -> None:
+def drop_thebe_files(app, pagename, templatename, context, doctree) -> None:
     """The style sheet of sphinx-thebe goes with it."""
-    context["css_files"] = [
-        f for f in context["css_files"] if "thebe" not in str(f.filename)
-    ]
+    context["css_files"] = [f for f in context["css_files"] if "thebe" not in str(f.filename)]
 
 
 def mend_citations(app, pagename, templatename, context, doctree) -> None:

@@ -81,19 +81,14 @@ class Systems:
     def gave(self, system: System) -> list[tuple[str, str]]:
         """Who took what from ``system``."""
         return [
-            (s.name, what)
-            for s in self.systems
-            for name, what in s.took
-            if name == system.name
+            (s.name, what) for s in self.systems for name, what in s.took if name == system.name
         ]
 
 
 def ancestor(what: str, **rest: str) -> tuple[str, str]:
     """``{from: CLIP, what: the loss}`` as a pair; any other key is an error."""
     if set(rest) != {"from"}:
-        raise ExtensionError(
-            f"systems.yml: {what!r} needs the keys 'from' and 'what' only"
-        )
+        raise ExtensionError(f"systems.yml: {what!r} needs the keys 'from' and 'what' only")
     return rest["from"], what
 
 
@@ -104,9 +99,7 @@ def load() -> Systems:
     for entry in data["systems"]:
         took = tuple(ancestor(**t) for t in entry.pop("took"))
         entries.append(System(**entry, took=took))
-    systems = Systems(
-        data["families"], tuple(sorted(entries, key=lambda s: s.arxiv))
-    )
+    systems = Systems(data["families"], tuple(sorted(entries, key=lambda s: s.arxiv)))
     check(systems)
     return systems
 
@@ -116,14 +109,10 @@ def check(systems: Systems) -> None:
     names = {s.name for s in systems.systems}
     for s in systems.systems:
         if s.family not in systems.families:
-            raise ExtensionError(
-                f"systems.yml: {s.name} has the unknown family {s.family!r}"
-            )
+            raise ExtensionError(f"systems.yml: {s.name} has the unknown family {s.family!r}")
         for name, _what in s.took:
             if name not in names:
-                raise ExtensionError(
-                    f"systems.yml: {s.name} took from unknown {name!r}"
-                )
+                raise ExtensionError(f"systems.yml: {s.name} took from unknown {name!r}")
 
 
 # ---- what both layouts share ---------------------------------------------------------------
@@ -144,9 +133,7 @@ def has_chapter(system: System, app: Sphinx) -> bool:
 def note(systems: Systems, system: System) -> str:
     """One or two sentences about what it took and gave."""
     took = "; ".join(f"{what} ({name})" for name, what in system.took)
-    gave = ", ".join(
-        dict.fromkeys(name for name, _what in systems.gave(system))
-    )
+    gave = ", ".join(dict.fromkeys(name for name, _what in systems.gave(system)))
     sentences = [f"{system.name}, {system.date}."]
     if took:
         sentences.append(_("Took: ") + took + ".")
@@ -165,18 +152,8 @@ def chip(
 ) -> str:
     """A system as a linked box whose centre is (x, y)."""
     chapter = has_chapter(system, app)
-    kind = (
-        "chapter"
-        if chapter
-        else "neighbour"
-        if system.neighbour
-        else "planned"
-    )
-    goal = (
-        _("Opens its chapter.")
-        if chapter
-        else _("Goes to its entry below.")
-    )
+    kind = "chapter" if chapter else "neighbour" if system.neighbour else "planned"
+    goal = _("Opens its chapter.") if chapter else _("Goes to its entry below.")
     family = systems.families[system.family]["name"]
     said = note(systems, system)
     label = escape(f"{said} {family}. {goal}", quote=True)
@@ -190,9 +167,7 @@ def chip(
     )
 
 
-def arrow(
-    source: System, target: System, what: str, path: str, head: str
-) -> str:
+def arrow(source: System, target: System, what: str, path: str, head: str) -> str:
     """One arrow, with its reason for whoever points at it."""
     reason = _("{target} took from {source}: {what}.").format(
         target=target.name, source=source.name, what=what
@@ -204,9 +179,7 @@ def arrow(
     )
 
 
-def svg(
-    kind: str, size: tuple[float, float], label: str, parts: list[str]
-) -> str:
+def svg(kind: str, size: tuple[float, float], label: str, parts: list[str]) -> str:
     """The frame of one layout, named for assistive technology."""
     name, described = f"mmlab-map-{kind}-title", f"mmlab-map-{kind}-desc"
     description = _(
@@ -233,16 +206,12 @@ class Wide:
     @property
     def months(self) -> tuple[int, int]:
         """First and last month on the axis."""
-        return self.systems.systems[0].month - 1, self.systems.systems[
-            -1
-        ].month + 2
+        return self.systems.systems[0].month - 1, self.systems.systems[-1].month + 2
 
     def x(self, month: float) -> float:
         """Where a month stands."""
         first, last = self.months
-        return MARGIN + (WIDTH - 2 * MARGIN) * (month - first) / (
-            last - first
-        )
+        return MARGIN + (WIDTH - 2 * MARGIN) * (month - first) / (last - first)
 
     def rows(self) -> dict[str, tuple[float, float]]:
         """Top and height of each family's row."""
@@ -267,12 +236,8 @@ def wide_axis(wide: Wide, height: float) -> list[str]:
     parts = []
     for month in range(-(-first // 12) * 12, last, 12):
         x = wide.x(month)
-        parts.append(
-            f'<path class="mmlab-grid" d="M{x:.1f} 24V{height:.0f}"/>'
-        )
-        parts.append(
-            f'<text class="mmlab-year" x="{x + 5:.1f}" y="16">{2000 + month // 12}</text>'
-        )
+        parts.append(f'<path class="mmlab-grid" d="M{x:.1f} 24V{height:.0f}"/>')
+        parts.append(f'<text class="mmlab-year" x="{x + 5:.1f}" y="16">{2000 + month // 12}</text>')
     return parts
 
 
@@ -285,15 +250,11 @@ def wide_rows(wide: Wide) -> list[str]:
                 f'<rect class="mmlab-band" x="0" y="{top}" width="{WIDTH}" height="{height}"/>'
             )
         label = wide.systems.families[name]["name"]
-        parts.append(
-            f'<text class="mmlab-family" x="10" y="{top + 18}">{escape(label)}</text>'
-        )
+        parts.append(f'<text class="mmlab-family" x="10" y="{top + 18}">{escape(label)}</text>')
     return parts
 
 
-def wide_arrow(
-    wide: Wide, source: System, target: System, what: str
-) -> str:
+def wide_arrow(wide: Wide, source: System, target: System, what: str) -> str:
     """A curve from the right edge of one box to the left edge of another, or down when steep."""
     (x0, y0), (x1, y1) = wide.centre(source), wide.centre(target)
     left, right = x0 + source.chip_width / 2, x1 - target.chip_width / 2
@@ -321,13 +282,8 @@ def draw_wide(systems: Systems, app: Sphinx, docname: str) -> str:
     parts = wide_rows(wide) + wide_axis(wide, height)
     for system in systems.systems:
         for name, what in system.took:
-            parts.append(
-                wide_arrow(wide, systems.named(name), system, what)
-            )
-    parts += [
-        chip(systems, s, app, docname, *wide.centre(s))
-        for s in systems.systems
-    ]
+            parts.append(wide_arrow(wide, systems.named(name), system, what))
+    parts += [chip(systems, s, app, docname, *wide.centre(s)) for s in systems.systems]
     return svg(
         "wide",
         (WIDTH, height),
@@ -344,19 +300,13 @@ def tall_y(systems: Systems, system: System) -> float:
     return TALL_ROW * (systems.systems.index(system) + 0.5)
 
 
-def tall_arrow(
-    systems: Systems, source: System, target: System, what: str
-) -> str:
+def tall_arrow(systems: Systems, source: System, target: System, what: str) -> str:
     """An arc on the left, wider the further apart the two are."""
     y0, y1 = tall_y(systems, source), tall_y(systems, target)
-    reach = TALL_LEFT - min(
-        TALL_LEFT * 1.25, 16 + (y1 - y0) / TALL_ROW * 9
-    )
+    reach = TALL_LEFT - min(TALL_LEFT * 1.25, 16 + (y1 - y0) / TALL_ROW * 9)
     start, end = TALL_LEFT, TALL_LEFT - 6
     path = f"M{start} {y0 + 4}C{reach:.1f} {y0 + 4} {reach:.1f} {y1 - 4} {end} {y1 - 4}"
-    return arrow(
-        source, target, what, path, f"M{TALL_LEFT} {y1 - 4}l-8 -4v8z"
-    )
+    return arrow(source, target, what, path, f"M{TALL_LEFT} {y1 - 4}l-8 -4v8z")
 
 
 def tall_side(systems: Systems, system: System) -> str:
@@ -374,17 +324,11 @@ def draw_tall(systems: Systems, app: Sphinx, docname: str) -> str:
     parts = []
     for system in systems.systems:
         for name, what in system.took:
-            parts.append(
-                tall_arrow(systems, systems.named(name), system, what)
-            )
+            parts.append(tall_arrow(systems, systems.named(name), system, what))
     for system in systems.systems:
         parts.append(tall_side(systems, system))
         x = TALL_LEFT + system.chip_width / 2
-        parts.append(
-            chip(
-                systems, system, app, docname, x, tall_y(systems, system)
-            )
-        )
+        parts.append(chip(systems, system, app, docname, x, tall_y(systems, system)))
     size = (TALL_WIDTH, TALL_ROW * len(systems.systems))
     return svg("tall", size, _("Map of the systems by time"), parts)
 
@@ -403,12 +347,8 @@ def visit_map(translator, node) -> None:
         translator.builder.current_docname,
     )
     systems = load()
-    hint = _(
-        "Point at a system, or reach it with Tab, to read what it took and from whom."
-    )
-    legend = _(
-        "Filled: has a chapter. Outlined: chapter planned. Dashed: a neighbour."
-    )
+    hint = _("Point at a system, or reach it with Tab, to read what it took and from whom.")
+    legend = _("Filled: has a chapter. Outlined: chapter planned. Dashed: a neighbour.")
     translator.body.append(
         f'<figure class="mmlab-map">{draw_wide(systems, app, docname)}'
         f"{draw_tall(systems, app, docname)}"
@@ -452,14 +392,10 @@ def entry(systems: Systems, system: System, app: Sphinx) -> nodes.Element:
         text("p", system.idea),
     ]
     if system.took:
-        took = "; ".join(
-            f"{what} ({source})" for source, what in system.took
-        )
+        took = "; ".join(f"{what} ({source})" for source, what in system.took)
         box += text("p", nodes.strong("", _("Took: ")), took + ".")
     if not system.neighbour and not has_chapter(system, app):
-        box += text(
-            "p", _("Chapter planned."), classes=["mmlab-system-state"]
-        )
+        box += text("p", _("Chapter planned."), classes=["mmlab-system-state"])
     return box
 
 
@@ -474,12 +410,8 @@ class SystemsList(SphinxDirective):
         for system in systems.systems:
             box = entry(systems, system, self.env.app)
             if has_chapter(system, self.env.app):
-                target = nodes.reference(
-                    "", _("Read the chapter"), internal=True
-                )
-                target["refuri"] = link(
-                    system, self.env.app, self.env.docname
-                )
+                target = nodes.reference("", _("Read the chapter"), internal=True)
+                target["refuri"] = link(system, self.env.app, self.env.docname)
                 box += text("p", target, classes=["mmlab-system-state"])
             grid += box
         return [grid]
@@ -487,18 +419,13 @@ class SystemsList(SphinxDirective):
 
 def add_script(app, pagename, templatename, context, doctree) -> None:
     """Only a page with a map loads the map's script."""
-    if (
-        doctree is not None
-        and next(doctree.findall(MapNode), None) is not None
-    ):
+    if doctree is not None and next(doctree.findall(MapNode), None) is not None:
         app.add_js_file("systems_map.js", loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict:
     """Called by Sphinx."""
-    others = {
-        name: (skip, None) for name in ("latex", "text", "man", "texinfo")
-    }
+    others = {name: (skip, None) for name in ("latex", "text", "man", "texinfo")}
     app.add_node(MapNode, html=(visit_map, None), **others)
     app.add_directive("systems-map", SystemsMap)
     app.add_directive("systems-list", SystemsList)
