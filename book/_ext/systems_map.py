@@ -14,10 +14,11 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
-from furniture import _, tag, text
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
+
+from furniture import _, tag, text
 
 SOURCE = Path(__file__).parents[1] / "systems.yml"
 
