@@ -150,6 +150,11 @@ async function decodeGrey(bytes, size) {
 
 // ---- Drawing
 
+// Only what is new: both lines are live regions, which speak when their nodes change.
+function setEmphasised(node, text) {
+  if (node.textContent !== text.replaceAll("*", "")) node.replaceChildren(...emphasise(text));
+}
+
 // A round number of about value / count: 1, 2 or 5 times a power of ten.
 function tickStep(value, count) {
   const power = 10 ** Math.floor(Math.log10(value / count));
@@ -320,6 +325,7 @@ function assemble(figure, parts, numbers) {
   const { t } = figure;
   const several = figure.get("models").length > 1;
   parts.lead.classList.add("headline");
+  parts.lead.setAttribute("aria-live", "polite");
   parts.where.classList.add("heading");
   for (const key of ["most", "leftOut"]) parts[key].classList.add("quiet");
   const legend = parts.legend.map((text, i) => h("li", {}, parts.marks[i], text));
@@ -517,7 +523,7 @@ class AttentionDistance {
     const values = { layer: layer + 1, head: head + 1, distance: figure.number(attention.distances[map], 1) };
     const words = { ...values, uniform: figure.number(this.uniform, 1) };
     words.reader = figure.t(sizes.learned ? "reader_class" : "reader_average");
-    parts.lead.replaceChildren(...emphasise(figure.t(view === "rollout" ? "lead_rollout" : "lead", words)));
+    setEmphasised(parts.lead, figure.t(view === "rollout" ? "lead_rollout" : "lead", words));
     parts.chart.setAttribute("aria-label", figure.t("chart_label", values));
     setText(parts.where, figure.t(`where_${view}_title`));
   }
@@ -605,7 +611,7 @@ class AttentionDistance {
     const share = (value) => figure.number(100 * value, 1);
     const place = (i) => ({ row: Math.floor(i / sizes.grid) + 1, column: (i % sizes.grid) + 1 });
     const values = query < 0 ? {} : { ...place(query), ...this.ringWords(row, query, 1) };
-    parts.readout.replaceChildren(...emphasise(figure.t("readout_" + view, values)));
+    setEmphasised(parts.readout, figure.t("readout_" + view, values));
     const top = row.indexOf(Math.max(...row));
     const most = { ...place(top), share: share(row[top]) };
     setText(parts.most, figure.t(view === "rollout" ? "most_rollout" : "most", most));

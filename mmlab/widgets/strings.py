@@ -163,6 +163,10 @@ STRINGS["en"]["attention_distance"] = {
         "{heads}: mean attention distance {distance} pixels; uniform attention would give "
         "{uniform} pixels."
     ),
+    "sentence_rollout": (
+        "Attention-distance map: {model}, {name}, rollout: what reaches the {reader} through "
+        "layers 1 to {layer} of {layers}, all heads together."
+    ),
     "image": "Picture",
     "model": "Weights",
     "view": "Who looks",
