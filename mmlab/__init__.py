@@ -1,7 +1,7 @@
 """mmlab: vision-and-language models, complete and readable.
 
 The package stands on floors, and no import runs upward: ``nn`` → ``objectives`` → ``models`` →
-``hub``, ``analysis``, ``widgets``. ``datasets`` stands alone.
+``hub``, ``training``, ``tasks``, ``analysis``, ``widgets`` → ``cli``. ``datasets`` stands alone.
 
 >>> import mmlab
 >>> model = mmlab.create_model("vit-b-16")
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmlab import analysis, datasets, hub, models, nn, widgets
+    from mmlab import analysis, datasets, hub, models, nn, tasks, training, widgets
     from mmlab.analysis.attention import record_attention
     from mmlab.hub.create import create_model, list_models
 
@@ -27,6 +27,8 @@ __all__ = [
     "models",
     "nn",
     "record_attention",
+    "tasks",
+    "training",
     "widgets",
 ]
 

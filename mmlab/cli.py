@@ -1,0 +1,326 @@
+"""The command line: ``mmlab train``, ``mmlab evaluate``, ``mmlab list``, ``mmlab info``.
+
+A wrong value costs one line on stderr and exit code 2; Ctrl-C exits with 130. Set
+``MMLAB_TRACEBACK=1`` to see where an error came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmlab.training.recipe import Recipe, read_recipe, to_recipe
+
+# Heavy imports stand inside the commands, so that --help answers at once.
+
+app = typer.Typer(
+    help="Train, evaluate and look into vision-and-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+_USAGE_ERROR = typer.BadParameter.__base__
+"""The error of a wrong option, wherever typer's version keeps it."""
+
+_DEFAULT = Recipe()
+
+
+def _option(text: str, name: str = "", default: str = "") -> typer.models.OptionInfo:
+    """An option whose help tells the recipe's default of ``name``, or ``default``."""
+    default = str(getattr(_DEFAULT, name)) if name else default
+    told = f" [dim]\\[default: {default}][/dim]" if default else ""
+    return typer.Option(help=text + told, show_default=False)
+
+
+Text, Number, Whole, File = str | None, float | None, int | None, Path | None
+
+System = Annotated[str, typer.Argument(help="What to train: vit.", show_default=False)]
+Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
+Data = Annotated[Text, _option("emoji or scenes.", "data")]
+Target = Annotated[
+    Text,
+    _option(
+        "What to tell from an image: group, subgroup, concept or vendor of an emoji; "
+        "largest_shape, largest_color, count, left_right … of a scene.",
+        default="group, largest_shape",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def train(
+    system: System = "",
+    config: Annotated[File, _option("A recipe in YAML; options given here overrule it.")] = None,
+    size: Size = None,
+    data: Data = None,
+    target: Target = None,
+    steps: Annotated[Whole, _option("Steps to take.", "steps")] = None,
+    batch_size: Annotated[
+        Whole, _option("Images a step, over all processes.", "batch_size")
+    ] = None,
+    lr: Annotated[Number, _option("Highest learning rate.", "lr")] = None,
+    weight_decay: Annotated[Number, _option("AdamW's weight decay.", "weight_decay")] = None,
+    warmup: Annotated[Whole, _option("Steps until the highest rate.", "warmup")] = None,
+    schedule: Annotated[Text, _option("Then cosine, linear or constant.", "schedule")] = None,
+    ema_decay: Annotated[Number, _option("Average the weights; 0: no.", "ema_decay")] = None,
+    seed: Annotated[Whole, _option("Of everything random.", "seed")] = None,
+    precision: Annotated[Text, _option("no (float32) or bf16.", "precision")] = None,
+    workers: Annotated[Whole, _option("Processes that prepare batches.", "workers")] = None,
+    checkpoint_every: Annotated[
+        Whole, _option("Steps between checkpoints.", "checkpoint_every")
+    ] = None,
+    keep: Annotated[Whole, _option("How many checkpoints to keep.", "keep")] = None,
+    out: Annotated[File, _option("Folder of the run.", default="runs/vit-mini-emoji …")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in this folder.")
+    ] = False,
+) -> None:
+    """Train a model; the run folder gets its recipe, metrics, checkpoints and weights.
+
+    [bold]mmlab train vit --data emoji --size mini[/bold] takes about a minute on two CPU cores.
+    Several processes or GPUs: [bold]accelerate launch -m mmlab.cli train vit …[/bold]
+    """
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("config", "out", "resume") and value not in (None, "")
+    }
+    if not system and config is None and not resume:
+        raise ValueError("name what to train, as in 'mmlab train vit', or give a --config")
+    recipe = to_recipe(given) if config is None else replace(read_recipe(config), **given)
+    out = out or Path("runs") / f"{recipe.model_name}-{recipe.data}"
+    if resume and config is None:
+        recipe = replace(_recipe_of_run(out), **given)
+    _train(recipe, out, resume)
+
+
+def _recipe_of_run(folder: Path) -> Recipe:
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"there is no run in {str(folder)!r} to resume: it has no config.yaml")
+    return read_recipe(config)
+
+
+def _train(recipe: Recipe, out: Path, resume: bool) -> None:
+    from mmlab.training.run import check_folder, image_size, run
+
+    image_size(recipe)  # an unknown model is told before anything slow
+    check_folder(out, recipe, resume)
+    say = _speaker()
+    try:
+        with _progress(recipe.steps, say) as report:
+            run(recipe, out, resume, report)
+    except KeyboardInterrupt:
+        say(f"mmlab: stopped; go on with: mmlab train --resume --out {out}")
+        raise typer.Exit(130) from None
+    say(f"done: weights, metrics and recipe are in {out}")
+    say(f"next: mmlab evaluate {recipe.system} --checkpoint {out}")
+
+
+def _speaker() -> Callable[[str], None]:
+    """Prints to stderr, in the main process only."""
+    main = os.environ.get("RANK", "0") == "0"
+    return lambda text: print(text, file=sys.stderr, flush=True) if main else None
+
+
+@contextmanager
+def _progress(
+    steps: int, say: Callable[[str], None]
+) -> Iterator[Callable[[dict[str, float | int]], None]]:
+    """A function to report steps to: a bar in a terminal, some ten lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    if not console.is_terminal:
+        every = max(1, steps // 10)
+        yield (
+            lambda figures: (
+                say(_step_line(figures, steps)) if figures["step"] % every == 0 else None
+            )
+        )
+        return
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=steps, loss=float("nan"))
+        yield lambda figures: bar.update(task, completed=figures["step"], loss=figures["loss"])
+
+
+def _step_line(figures: dict[str, float | int], steps: int) -> str:
+    seconds = figures["seconds"]
+    return f"step {figures['step']}/{steps}  loss {figures['loss']:.4f}  {seconds:.0f} s"
+
+
+@app.command()
+def evaluate(
+    system: System,
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run folder, a checkpoint folder or a file of weights.")
+    ],
+    size: Size = None,
+    data: Data = None,
+    target: Target = None,
+    vendor: Annotated[
+        str, typer.Option(help="Who drew the emoji: fluent is a style never trained on.")
+    ] = "fluent",
+    split: Annotated[
+        Text,
+        _option(
+            "emoji: train, held_out, all; scenes: train, validation, test, held_out.",
+            default="train, test",
+        ),
+    ] = None,
+    num_images: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model.
+
+    A run folder remembers size, data and target; options given here overrule it.
+    """
+    from accelerate import Accelerator
+
+    from mmlab.tasks.classification import accuracy, emoji_images, scene_images
+    from mmlab.training.run import image_size, load_network, recipe_of, weights_file
+
+    given = {"system": system, "size": size, "data": data, "target": target}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = _recipe_to_evaluate(recipe_of(checkpoint), given)
+    pixels = image_size(recipe)
+    if recipe.data == "emoji":
+        images = emoji_images(pixels, recipe.target, split or "train", vendor)
+        where = {"vendor": vendor, "split": split or "train"}
+    else:
+        images = scene_images(pixels, recipe.target, split or "test", num_images, seed)
+        where = {"split": split or "test", "seed": seed}
+    weights = weights_file(checkpoint)
+    network = load_network(recipe, weights, len(images.classes)).to(Accelerator().device)
+    result = asdict(accuracy(network, images))
+    told = {"model": recipe.model_name, "weights": str(weights), "data": recipe.data, **where}
+    _print({**told, **result}, as_json)
+
+
+def _recipe_to_evaluate(own: Recipe | None, given: dict[str, str]) -> Recipe:
+    if own is None:
+        return to_recipe(given)
+    if given.get("data", own.data) != own.data:
+        own = replace(own, target="")
+    recipe = replace(own, **given)
+    if recipe.model_name != own.model_name:
+        raise ValueError(f"the run trained {own.model_name!r}, not {recipe.model_name!r}")
+    return recipe
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Which: a glob such as 'vit-b-*'.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the models that mmlab can make."""
+    from mmlab.hub import list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}; 'mmlab list' shows all")
+    print(json.dumps(names, indent=2) if as_json else "\n".join(names))
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A name that 'mmlab list' shows.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell a model's shapes, parameters and costs; no weights are made."""
+    from mmlab.hub import model_config
+
+    _print({"model": model, **_describe(model_config(model))}, as_json)
+
+
+def _describe(config) -> dict[str, object]:
+    """Shapes for one image, parameters, and the cost of one image."""
+    import torch
+
+    from mmlab.analysis import count_parameters, vit_macs
+    from mmlab.models.vit import ViT
+
+    with torch.device("meta"):
+        model = ViT(config)
+    heads = [model.head, model.distillation_head]
+    in_heads = sum(count_parameters(head) for head in heads if head is not None)
+    macs = vit_macs(config)
+    return {
+        "images": [1, config.num_channels, config.image_size, config.image_size],
+        "tokens": [1, config.num_tokens, config.dim],
+        "image_features": [1, config.dim],
+        "logits": [1, config.num_classes],
+        "patch_size": config.patch_size,
+        "num_patches": config.num_patches,
+        "num_prefix_tokens": config.num_prefix_tokens,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "parameters": count_parameters(model),
+        "parameters_without_head": count_parameters(model) - in_heads,
+        "gmacs": round(macs / 1e9, 4),
+        "gflops": round(2 * macs / 1e9, 4),
+    }
+
+
+def _print(table: dict[str, object], as_json: bool) -> None:
+    """A result on stdout: aligned lines, or JSON."""
+    if as_json:
+        print(json.dumps(table, indent=2))
+        return
+    width = max(map(len, table))
+    for name, value in table.items():
+        print(f"{name.replace('_', ' '):{width}}  {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for an error, 130 for Ctrl-C."""
+    try:
+        return app(args=arguments, prog_name="mmlab", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        return _fail(str(stop) or "stopped", 130)
+    except _USAGE_ERROR as error:
+        return _fail(error.format_message(), 2)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MMLAB_TRACEBACK") == "1":
+            raise
+        return _fail(str(error) or type(error).__name__, 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print("mmlab: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

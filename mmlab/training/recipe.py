@@ -1,0 +1,147 @@
+"""A recipe: everything that decides what a run does, in one flat file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mmlab.models.checks import check, check_integers, check_rates
+
+SYSTEMS = ("vit",)
+DATA = ("emoji", "scenes")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what, and how.
+
+    Two runs of one recipe on one machine end with the same weights, bit for bit.
+
+    - ``system``, ``size``: the model; ``"vit"`` and ``"mini"`` make ``"vit-mini"``.
+    - ``data``, ``target``: the data set and what to tell from its images; an empty ``target`` is
+      the usual one (the group of an emoji, the largest shape of a scene).
+    - ``num_images``: how many scenes to draw; the emoji are what they are.
+    - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``.
+    - ``batch_size``: images a step, over all processes together.
+    - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule``.
+    - ``clip_norm``: longest gradient; 0 clips nothing.
+    - ``ema_decay``: of the moving average of the weights; 0 keeps none.
+    - ``workers``: processes a process prepares batches with; they change no result.
+    - ``checkpoint_every``, ``keep``: steps between two checkpoints; how many to keep.
+
+    A wrong value raises ValueError.
+    """
+
+    system: str = "vit"
+    size: str = "mini"
+    data: str = "emoji"
+    target: str = ""
+    num_images: int = 10_000
+    model: Mapping[str, object] = field(default_factory=dict)
+    steps: int = 300
+    batch_size: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 60
+    schedule: str = "cosine"
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    seed: int = 0
+    precision: str = "no"
+    workers: int = 0
+    checkpoint_every: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_known(name, getattr(self, name), choices)
+        check_integers(self, "num_images", "steps", "batch_size", "checkpoint_every", "keep")
+        check_integers(self, "warmup", "workers", "seed", minimum=0)
+        check_rates(self, "label_smoothing", "ema_decay")
+        check(0 < self.lr < math.inf, "lr", self.lr, "a positive number")
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, name, value, "a number of at least 0")
+
+    @property
+    def model_name(self) -> str:
+        """The name that ``mmlab.create_model`` knows."""
+        return f"{self.system}-{self.size}"
+
+
+_CHOICES = {"system": SYSTEMS, "data": DATA, "schedule": SCHEDULES, "precision": PRECISIONS}
+
+
+def check_known(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError with the nearest of ``choices`` unless ``value`` is one of them."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(choices)}"
+        raise ValueError(f"unknown {name} {value!r}; {hint}")
+
+
+def to_recipe(settings: Mapping[str, object]) -> Recipe:
+    """A recipe from names and values; ValueError for an unknown name, with the nearest one."""
+    known = asdict(Recipe())
+    for name in settings:
+        check_known("recipe key", str(name), tuple(known))
+    return Recipe(**{name: _typed(name, v, known[name]) for name, v in settings.items()})
+
+
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "fields of the configuration with their values",
+}
+
+
+def _typed(name: str, value: object, default: object) -> object:
+    """``value`` as the type of ``default``; ValueError if it is of another."""
+    kind = type(default)
+    if kind is float:
+        value = _number(value)
+    right = type(value) is kind and (kind is not dict or all(type(k) is str for k in value))
+    check(right, name, value, _WANTED[kind])
+    return value
+
+
+def _number(value: object) -> object:
+    """A float where it means one: YAML 1.1 reads 2e-3 as a text, and 1 as a whole number."""
+    try:
+        return value if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a YAML file; ValueError says what is wrong with it."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except FileNotFoundError:
+        raise ValueError(f"there is no recipe {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"recipe {str(path)!r} cannot be read: {reason}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"recipe {str(path)!r} must hold lines of 'key: value'")
+    try:
+        return to_recipe(settings)
+    except ValueError as error:
+        raise ValueError(f"recipe {str(path)!r}: {error}") from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML; ``read_recipe`` gives it back."""
+    import yaml
+
+    settings = asdict(recipe) | {"model": dict(recipe.model)}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

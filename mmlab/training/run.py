@@ -1,0 +1,265 @@
+"""A run: a recipe, and a folder with all that comes of it.
+
+``config.yaml`` is the recipe, ``metrics.jsonl`` one line a step, ``checkpoints`` what a killed run
+goes on from, ``model.safetensors`` the finished network (the average, where there is one).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from mmlab.hub import CheckpointError, create_model, model_config, read_checkpoint, save
+from mmlab.hub.fit import read_vit
+from mmlab.models.vit import ViTClassification
+from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
+from mmlab.training.batches import Batches
+from mmlab.training.checkpoints import (
+    AVERAGE,
+    WEIGHTS,
+    list_checkpoints,
+    load_checkpoint,
+    remove_partial,
+    save_checkpoint,
+    write_text,
+)
+from mmlab.training.loop import Figures, TrainingError, TrainingState, make_state, train
+from mmlab.training.recipe import Recipe, read_recipe, recipe_text
+from mmlab.training.seeds import seed_everything
+
+CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+_WEIGHTS_SEED = 4
+
+Report = Callable[[Figures], None]
+
+
+def run(
+    recipe: Recipe, folder: str | Path, resume: bool = False, report: Report = lambda figures: None
+) -> nn.Module:
+    """Train, or go on with a run that was cut short; returns the finished network.
+
+    ``report`` gets the figures of every step in the main process. ValueError if the folder holds
+    another run, or the recipe cannot be; CheckpointError for a damaged or unwritable checkpoint;
+    TrainingError if the loss is no number.
+    """
+    folder = Path(folder)
+    accelerator = _make_accelerator(recipe.precision)
+    data = training_data(recipe)
+    process = (accelerator.process_index, accelerator.num_processes)
+    batches = Batches(data, recipe.batch_size, recipe.seed, *process)
+    state = make_state(new_model(recipe, len(data.classes)), recipe, accelerator)
+    check_folder(folder, recipe, resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _open_folder(folder, recipe)
+    accelerator.wait_for_everyone()
+    _resume(state, folder)
+    with _Metrics(folder, state.step, accelerator.is_main_process) as metrics:
+        after_step = _after_step(state, recipe, folder, accelerator, metrics, report)
+        try:
+            train(state, batches, recipe, accelerator, after_step)
+        except TrainingError as error:
+            raise TrainingError(f"{error}{_kept(folder)}") from None
+    network = state.model.network if state.average is None else state.average
+    if accelerator.is_main_process:
+        save(network, folder / WEIGHTS, metadata={"mmlab.recipe": recipe_text(recipe)})
+    accelerator.wait_for_everyone()
+    return network.eval()
+
+
+def new_model(recipe: Recipe, num_classes: int) -> ViTClassification:
+    """The pretraining module of a recipe, its fresh weights drawn from the recipe's seed."""
+    seed_everything(recipe.seed, _WEIGHTS_SEED)
+    network = create_model(recipe.model_name, **_overrides(recipe), num_classes=num_classes)
+    return ViTClassification(network, recipe.label_smoothing)
+
+
+def _overrides(recipe: Recipe) -> dict[str, object]:
+    if "num_classes" in recipe.model:
+        raise ValueError("model must not set num_classes: the data and the target give it")
+    return dict(recipe.model)
+
+
+def image_size(recipe: Recipe) -> int:
+    """Pixels per side of the images that the recipe's model takes."""
+    size = recipe.model.get("image_size", model_config(recipe.model_name).image_size)
+    return replace(model_config(recipe.model_name), image_size=size).image_size
+
+
+def training_data(recipe: Recipe) -> LabelledImages:
+    """The labelled images that a recipe trains on."""
+    size = image_size(recipe)
+    if recipe.data == "emoji":
+        return emoji_images(size, recipe.target, augment=True)
+    return scene_images(size, recipe.target, "train", recipe.num_images, recipe.seed)
+
+
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """ValueError unless the folder is free, or holds this run and it is to be resumed."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file, not a folder for a run")
+    config = folder / CONFIG
+    if resume and not config.is_file():
+        raise ValueError(f"there is no run in {str(folder)!r} to resume: it has no {CONFIG}")
+    if not config.is_file():
+        return
+    if not resume:
+        raise ValueError(f"{str(folder)!r} holds a run; resume it, or choose another folder")
+    changed = _changes(read_recipe(config), recipe)
+    if changed:
+        raise ValueError(f"a run is resumed with its own recipe; {config} has {changed}")
+
+
+def _changes(old: Recipe, new: Recipe) -> str:
+    names = [f.name for f in fields(Recipe) if getattr(old, f.name) != getattr(new, f.name)]
+    return ", ".join(f"{n} = {getattr(old, n)!r}, not {getattr(new, n)!r}" for n in names)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run; None before the first."""
+    return next(iter(reversed(list_checkpoints(folder / CHECKPOINTS))), None)
+
+
+def weights_file(source: Path) -> Path:
+    """The weights to use in a run folder, a checkpoint folder or a file.
+
+    The average before the network itself. ValueError if there are none.
+    """
+    if not source.is_dir():
+        return source
+    checkpoint = latest_checkpoint(source)
+    folders = [source, *([checkpoint] if checkpoint else [])]
+    files = [folder / name for folder in folders for name in (AVERAGE, WEIGHTS)]
+    for file in files:
+        if file.is_file():
+            return file
+    raise ValueError(f"{str(source)!r} holds no weights: no {WEIGHTS}, no checkpoint")
+
+
+def load_network(recipe: Recipe, file: Path, num_classes: int) -> nn.Module:
+    """The trained network in a file; CheckpointError if it is of another model or target."""
+    found = read_vit(read_checkpoint(file)).settings["num_classes"]
+    if found != num_classes:
+        raise CheckpointError(
+            f"{str(file)!r} tells {found} classes apart, the target has {num_classes}"
+        )
+    overrides = {**_overrides(recipe), "num_classes": num_classes}
+    return create_model(recipe.model_name, pretrained=file, **overrides).eval()
+
+
+def recipe_of(source: Path) -> Recipe | None:
+    """The recipe of the run that a folder or file of weights belongs to; None if there is none."""
+    own = source if source.is_dir() else source.parent
+    above = [folder.parent for folder in own.parents if folder.name == CHECKPOINTS]
+    for folder in (own, *above):
+        if (folder / CONFIG).is_file():
+            return read_recipe(folder / CONFIG)
+    return None
+
+
+def _make_accelerator(precision: str) -> Accelerator:
+    # Accelerate keeps the precision of the first run of a process; a notebook may have several.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=precision)
+    _check_distribution(accelerator.distributed_type)
+    return accelerator
+
+
+def _check_distribution(kind: DistributedType) -> None:
+    """Checkpoints hold whole weights, which every process must therefore have."""
+    split = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in split:
+        raise ValueError(f"every process must hold the whole model; {kind.value} splits it")
+
+
+def _open_folder(folder: Path, recipe: Recipe) -> None:
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
+    remove_partial(folder / CHECKPOINTS)
+    if not (folder / CONFIG).is_file():
+        write_text(folder / CONFIG, recipe_text(recipe))
+
+
+def _resume(state: TrainingState, folder: Path) -> None:
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:
+        load_checkpoint(state, checkpoint)
+
+
+def _kept(folder: Path) -> str:
+    checkpoint = latest_checkpoint(folder)
+    return f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
+
+
+def _after_step(
+    state: TrainingState,
+    recipe: Recipe,
+    folder: Path,
+    accelerator: Accelerator,
+    metrics: _Metrics,
+    report: Report,
+) -> Report:
+    """What the main process does after each step; the others wait while a checkpoint is written."""
+
+    def after_step(figures: Figures) -> None:
+        due = state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps
+        if accelerator.is_main_process:
+            report(metrics.write(figures))
+            if due:
+                save_checkpoint(state, folder / CHECKPOINTS, recipe.keep)
+        if due:
+            accelerator.wait_for_everyone()
+
+    return after_step
+
+
+class _Metrics:
+    """``metrics.jsonl``: each step once, also after a resumption."""
+
+    def __init__(self, folder: Path, step: int, active: bool):
+        self.path = folder / METRICS
+        self.file = None
+        if not active:
+            return
+        lines = read_metrics(self.path)[:step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0)
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def write(self, figures: Figures) -> Figures:
+        seconds = round(time.perf_counter() - self.started, 3)
+        line = {**figures, "seconds": seconds}
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise CheckpointError(f"could not write {str(self.path)!r}: {error}") from None
+        return line
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def read_metrics(path: str | Path) -> list[Figures]:
+    """The lines of a ``metrics.jsonl``; one that was cut short ends them."""
+    lines: list[Figures] = []
+    path = Path(path)
+    for text in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pytest
+
+from mmlab.training.recipe import Recipe, read_recipe, recipe_text, to_recipe
+from tests.training.tiny import TINY
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(TINY))
+    assert read_recipe(path) == TINY
+
+
+def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 2e-3\nsteps: 7\n")
+    assert read_recipe(path) == replace(Recipe(), lr=0.002, steps=7)
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("")
+    assert read_recipe(path) == Recipe()
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown recipe key 'batchsize'; did you mean 'batch_siz"):
+        to_recipe({"batchsize": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("system", "vitt"),
+        ("data", "imagenet"),
+        ("schedule", "cosin"),
+        ("precision", "fp16"),
+        ("steps", 0),
+        ("steps", 2.5),
+        ("batch_size", True),
+        ("lr", 0.0),
+        ("lr", "fast"),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("weight_decay", -1.0),
+        ("warmup", -1),
+        ("ema_decay", 1.0),
+        ("label_smoothing", 1.0),
+        ("seed", -1),
+        ("keep", 0),
+        ("size", 16),
+        ("model", [1]),
+        ("model", {1: 2}),
+    ],
+)
+def test_wrong_values_name_the_field_and_the_value(field, value):
+    with pytest.raises(ValueError) as caught:
+        to_recipe({field: value})
+    assert field in str(caught.value) and repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "just text", "a: [", "\0"])
+def test_files_that_are_no_recipe_are_refused_in_one_line(text, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.yaml") as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_runs_no_code(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: !!python/object/apply:os.getpid []")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_recipe(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no recipe '.*none\.yaml'"):
+        read_recipe(tmp_path / "none.yaml")

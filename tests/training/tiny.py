@@ -1,0 +1,35 @@
+"""A recipe that trains in a second, on a model with dropout, so that random states matter."""
+
+import os
+import subprocess
+import sys
+
+from mmlab.training.recipe import Recipe, recipe_text
+from tests.book.pages import ROOT
+
+TINY = Recipe(
+    model={"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "patch_size": 16, "dropout": 0.1},
+    steps=6,
+    batch_size=8,
+    warmup=2,
+    checkpoint_every=2,
+    ema_decay=0.9,
+)
+
+
+def write_recipe(recipe: Recipe, folder) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe_text(recipe))
+    return str(path)
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """``mmlab`` with these arguments in a process of its own, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "mmlab.cli", *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
