@@ -27,7 +27,7 @@ CODE_STAMP = BUILD / "code.sha256"
 LOG = BUILD / "book.log"
 
 # What the results of a chapter depend on, and what else the pages depend on.
-CODE = ("mmlab", "data", "constraints.txt", "pyproject.toml")
+CODE = ("mmlab", "data", "book/experiments", "constraints.txt", "pyproject.toml")
 PAGES = ("book", "_config.yml", "_toc.yml", "scripts/build_book.py")
 IGNORED = {"__pycache__", ".ipynb_checkpoints", ".pytest_cache"}
 
