@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmlab.nn import DotProductAttention
+from mmlab.nn import AttentionMask, DotProductAttention
 
 AttentionMaps = dict[str, Float[Tensor, "batch heads queries keys"]]
 
@@ -47,17 +47,19 @@ def record_attention(model: nn.Module) -> Iterator[AttentionMaps]:
 def attention_weights(
     queries: Float[Tensor, "batch heads queries head_dim"],
     keys: Float[Tensor, "batch heads keys head_dim"],
-    mask: Bool[Tensor, "#batch #heads #queries #keys"] | None = None,
+    mask: AttentionMask | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """``softmax(q k^T / sqrt(head_dim))`` over the keys, at least in float32.
 
-    Hidden keys get exactly 0; a query that may look nowhere has a row of zeros, as in PyTorch's
-    fused kernel.
+    A mask of numbers is added to the scores before the softmax. Hidden keys get exactly 0; a query
+    that may look nowhere has a row of zeros, as in PyTorch's fused kernel.
     """
     logits = (queries * queries.shape[-1] ** -0.5) @ keys.mT
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if mask is None:
         return logits.softmax(dim=-1)
+    if mask.is_floating_point():
+        logits, mask = logits + mask, mask != -torch.inf
     # Not -inf: a row that is all -inf would turn into NaN, in the gradient too.
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return logits.softmax(dim=-1).masked_fill(~mask, 0.0)

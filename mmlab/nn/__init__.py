@@ -1,7 +1,23 @@
 """The building blocks that the models share."""
 
-from mmlab.nn.attention import Attention, DotProductAttention
-from mmlab.nn.blocks import ACTIVATIONS, MLP, DropPath, TransformerBlock
+from mmlab.nn.attention import Attention, AttentionMask, DotProductAttention
+from mmlab.nn.bert import (
+    BertConfig,
+    BertEmbeddings,
+    BertLanguageHead,
+    BertPooler,
+    bert_block,
+    init_bert,
+)
+from mmlab.nn.blocks import ACTIVATIONS, MLP, DropPath, PostNormBlock, QuickGELU, TransformerBlock
+from mmlab.nn.masking import (
+    PatchMask,
+    init_xavier,
+    keep_patches,
+    num_kept,
+    random_masking,
+    restore_patches,
+)
 from mmlab.nn.masks import causal_mask, padding_mask, prefix_mask
 from mmlab.nn.patches import ConvStem, PatchEmbedding, conv_stem_widths, patchify, unpatchify
 from mmlab.nn.positions import INTERPOLATIONS, Grid, interpolate_positions, sincos_positions
@@ -11,18 +27,33 @@ __all__ = [
     "INTERPOLATIONS",
     "MLP",
     "Attention",
+    "AttentionMask",
+    "BertConfig",
+    "BertEmbeddings",
+    "BertLanguageHead",
+    "BertPooler",
     "ConvStem",
     "DotProductAttention",
     "DropPath",
     "Grid",
     "PatchEmbedding",
+    "PatchMask",
+    "PostNormBlock",
+    "QuickGELU",
     "TransformerBlock",
+    "bert_block",
     "causal_mask",
     "conv_stem_widths",
+    "init_bert",
+    "init_xavier",
     "interpolate_positions",
+    "keep_patches",
+    "num_kept",
     "padding_mask",
     "patchify",
     "prefix_mask",
+    "random_masking",
+    "restore_patches",
     "sincos_positions",
     "unpatchify",
 ]

@@ -7,6 +7,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+AttentionMask = (
+    Bool[Tensor, "#batch #heads #queries #keys"] | Float[Tensor, "#batch #heads #queries #keys"]
+)
+"""True where a query may look at a key; or numbers that are added to the scores before the softmax,
+such as a relative position bias, with -inf where a key is hidden."""
+
 
 class DotProductAttention(nn.Module):
     """``softmax(q k^T / sqrt(head_dim)) v`` by PyTorch's fused kernel; it has no parameters.
@@ -23,9 +29,9 @@ class DotProductAttention(nn.Module):
         queries: Float[Tensor, "batch heads queries head_dim"],
         keys: Float[Tensor, "batch heads keys head_dim"],
         values: Float[Tensor, "batch heads keys head_dim"],
-        mask: Bool[Tensor, "#batch #heads #queries #keys"] | None = None,
+        mask: AttentionMask | None = None,
     ) -> Float[Tensor, "batch heads queries head_dim"]:
-        """Weighted values. ``mask`` is True where a query may look at a key."""
+        """Weighted values. See ``AttentionMask`` for ``mask``."""
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=dropout)
 
@@ -35,7 +41,9 @@ class Attention(nn.Module):
 
     Self-attention by default. With ``context`` in the call it is cross-attention: the queries come
     from ``x``, the keys and values from ``context`` (``context_dim`` wide). ``head_dim`` is
-    ``dim / num_heads`` unless given. ``dropout`` falls on the attention weights while training.
+    ``dim / num_heads`` unless given. ``key_bias=False`` leaves out only the bias of the keys, as
+    BEiT does: it adds one number to all scores of a query, which the softmax takes away again.
+    ``dropout`` falls on the attention weights while training.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         dropout: float = 0.0,
         head_dim: int | None = None,
+        key_bias: bool = True,
     ):
         super().__init__()
         if head_dim is None and dim % num_heads:
@@ -54,7 +63,7 @@ class Attention(nn.Module):
         context_dim = context_dim or dim
         self.num_heads = num_heads
         self.q_proj = nn.Linear(dim, inner_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(context_dim, inner_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(context_dim, inner_dim, bias=qkv_bias and key_bias)
         self.v_proj = nn.Linear(context_dim, inner_dim, bias=qkv_bias)
         self.dot_product = DotProductAttention(dropout)
         self.out_proj = nn.Linear(inner_dim, dim)
@@ -63,9 +72,9 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"] | None = None,
-        mask: Bool[Tensor, "#batch #heads #queries #keys"] | None = None,
+        mask: AttentionMask | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Attend from ``x`` to ``context`` (to ``x`` itself if None) where ``mask`` is True."""
+        """Attend from ``x`` to ``context`` (to ``x`` itself if None) as ``mask`` allows."""
         context = x if context is None else context
         queries = self._split_heads(self.q_proj(x))
         keys = self._split_heads(self.k_proj(context))

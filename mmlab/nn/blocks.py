@@ -1,18 +1,30 @@
-"""The pre-norm transformer block and its parts."""
+"""The two transformer blocks, pre-norm (ViT) and post-norm (BERT), and their parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmlab.nn.attention import Attention
+from mmlab.nn.attention import Attention, AttentionMask
+
+
+class QuickGELU(nn.Module):
+    """``x * sigmoid(1.702 x)``, OpenAI's approximation of GELU (openai/CLIP, ``model.py``)."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Same shape as ``x``."""
+        return x * torch.sigmoid(1.702 * x)
+
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
 }
 
 
@@ -85,9 +97,69 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        mask: Bool[Tensor, "#batch #heads #tokens #tokens"] | None = None,
+        mask: AttentionMask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Same shape as ``x``; ``mask`` is True where a token may look at another."""
+        """Same shape as ``x``; ``mask`` as in ``AttentionMask``."""
         attended = self.attention(self.norm1(x), mask=mask)
         x = x + self.drop_path(self.dropout(attended))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PostNormBlock(nn.Module):
+    """BERT's block: ``LN(x + attention(x))``, then ``LN(x + MLP(x))`` (Vaswani et al. 2017; BERT).
+
+    With ``context_dim`` it has a cross-attention between the two, as BERT's decoder, ALBEF and BLIP
+    have; a call without ``context`` passes it by. ``dropout`` falls on the output of each branch,
+    ``attention_dropout`` on the attention weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        context_dim: int | None = None,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.attention = Attention(dim, num_heads, dropout=attention_dropout)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        crosses = context_dim is not None
+        self.cross_attention = (
+            Attention(dim, num_heads, context_dim, dropout=attention_dropout) if crosses else None
+        )
+        self.cross_norm = nn.LayerNorm(dim, eps=norm_eps) if crosses else None
+        self.mlp = MLP(dim, mlp_dim, activation)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        mask: AttentionMask | None = None,
+        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context_mask: AttentionMask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Same shape as ``x``; masks as in ``AttentionMask``.
+
+        ValueError if ``context`` is given to a block without cross-attention.
+        """
+        x = self.norm1(x + self.dropout(self.attention(x, mask=mask)))
+        if context is not None:
+            x = self.attend_to(x, context, context_mask)
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        context: Float[Tensor, "batch context_tokens context_dim"],
+        context_mask: AttentionMask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The cross-attention alone: ``LN(x + attention(x, context))``."""
+        if self.cross_attention is None:
+            raise ValueError("context was given to a block that has no cross-attention")
+        attended = self.cross_attention(x, context, mask=context_mask)
+        return self.cross_norm(x + self.dropout(attended))

@@ -193,3 +193,18 @@ def test_a_model_without_our_attention_is_refused():
         record_attention(nn.Linear(2, 2)),
     ):
         pass
+
+
+def test_a_mask_of_numbers_shows_in_the_maps():
+    torch.manual_seed(0)
+    layer, x = Attention(dim=8, num_heads=2), torch.randn(1, 4, 8)
+    bias = torch.randn(1, 2, 4, 4)
+    bias[..., 3] = -torch.inf
+    with record_attention(layer) as maps:
+        output = layer(x, mask=bias)
+    (weights,) = maps.values()
+    assert (weights[..., 3] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 2, 4))
+    values = layer._split_heads(layer.v_proj(x))
+    rebuilt = layer.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(rebuilt, output)

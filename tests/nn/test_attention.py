@@ -87,3 +87,23 @@ def test_the_biases_are_where_the_papers_have_them():
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="dim must be a multiple of num_heads=3, got 8"):
         Attention(8, 3)
+
+
+def test_a_mask_of_numbers_is_added_to_the_scores():
+    torch.manual_seed(0)
+    layer, x = Attention(dim=12, num_heads=3), torch.randn(2, 5, 12)
+    allowed = (torch.rand(1, 1, 5, 5) > 0.4) | torch.eye(5, dtype=torch.bool)
+    added = torch.zeros(1, 1, 5, 5).masked_fill(~allowed, -math.inf)
+    torch.testing.assert_close(layer(x, mask=added), layer(x, mask=allowed))
+    # One number a query is taken away again by the softmax.
+    torch.testing.assert_close(layer(x, mask=torch.randn(1, 3, 5, 1).expand(1, 3, 5, 5)), layer(x))
+    assert not torch.allclose(layer(x, mask=torch.randn(1, 3, 5, 5)), layer(x))
+
+
+def test_a_bias_of_the_keys_changes_nothing():
+    torch.manual_seed(0)
+    layer, x = Attention(dim=12, num_heads=3), torch.randn(2, 5, 12)
+    without = Attention(dim=12, num_heads=3, key_bias=False)
+    without.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "k_proj.bias"})
+    assert layer.k_proj.bias.abs().max() > 0
+    torch.testing.assert_close(layer(x), without(x))

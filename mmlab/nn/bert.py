@@ -1,0 +1,164 @@
+"""The parts of BERT that vision-and-language models are built from.
+
+Devlin et al. 2018 (arXiv 1810.04805). The blocks are ``PostNormBlock``; each model stacks them in
+its own way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmlab.nn.blocks import ACTIVATIONS, PostNormBlock
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT trunk; the defaults are those of bert-base-uncased.
+
+    ``num_types=0`` leaves the token-type table out. Models that hold one check it as a part of
+    their own configuration; wrong values raise ValueError here.
+    """
+
+    vocab_size: int = 30522
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    max_positions: int = 512
+    num_types: int = 2
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "depth", "num_heads", "mlp_dim", "max_positions"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        if type(self.num_types) is not int or self.num_types < 0:
+            raise ValueError(f"num_types must be a whole number >= 0, got {self.num_types!r}")
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads={self.num_heads}, got {self.dim}"
+            )
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+
+
+def bert_block(config: BertConfig, context_dim: int | None = None) -> PostNormBlock:
+    """One block of a trunk; with ``context_dim`` it also attends to another sequence."""
+    return PostNormBlock(
+        config.dim,
+        config.num_heads,
+        config.mlp_dim,
+        context_dim,
+        config.activation,
+        config.norm_eps,
+        config.dropout,
+        config.attention_dropout,
+    )
+
+
+class BertEmbeddings(nn.Module):
+    """Word, position and type vectors, added, normalised, dropped out (BERT, figure 2)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embedding = nn.Embedding(config.vocab_size, config.dim, padding_idx=0)
+        self.position_embedding = nn.Embedding(config.max_positions, config.dim)
+        self.type_embedding = (
+            nn.Embedding(config.num_types, config.dim) if config.num_types else None
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        types: Int[Tensor, "batch tokens"] | None = None,
+        start: int = 0,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Token vectors; ``types`` are all 0 if None, ``start`` is the first token's position.
+
+        ValueError if the text is longer than the position table.
+        """
+        return self.dropout(self.norm(self.sum(ids, types, start)))
+
+    def sum(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        types: Int[Tensor, "batch tokens"] | None = None,
+        start: int = 0,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The sum alone, for models that add more before the norm."""
+        end = start + ids.shape[1]
+        longest = self.position_embedding.num_embeddings
+        if end > longest:
+            raise ValueError(f"a text may have {longest} tokens, this one has {end}")
+        x = self.word_embedding(ids) + self.position_embedding.weight[start:end]
+        if self.type_embedding is not None:
+            x = x + (self.type_embedding.weight[0] if types is None else self.type_embedding(types))
+        return x
+
+
+class BertPooler(nn.Module):
+    """A linear layer and tanh on the first token: the vector of the whole sequence."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """One vector a sequence, entries in (-1, 1)."""
+        return torch.tanh(self.dense(x[:, 0]))
+
+
+class BertLanguageHead(nn.Module):
+    """From token vectors to scores of words: linear, activation, norm, then the word table.
+
+    The last matrix is the table of word vectors itself, passed at each call, so the two are tied by
+    construction; only its bias lives here.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.dim, config.dim)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(
+        self, x: Float[Tensor, "*batch dim"], words: Float[Tensor, "vocab dim"]
+    ) -> Float[Tensor, "*batch vocab"]:
+        """Logits over the vocabulary; ``words`` is ``embeddings.word_embedding.weight``."""
+        return F.linear(self.norm(self.activation(self.dense(x))), words, self.bias)
+
+
+def init_bert(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation: N(0, 0.02) for tables and matrices, zero biases, norms of one.
+
+    The vector of the padding token (id 0) starts at zero, as in every implementation. Apply it as
+    ``model.apply(init_bert)``.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
