@@ -18,8 +18,9 @@ ALLOWED = {
     "objectives": {"nn"},
     "models": {"nn", "objectives"},
     **{part: GROUND | UPPER for part in UPPER},
+    "exercises": GROUND | UPPER,
 }
-TOP = {"__init__", "__main__", "cli", "check"}
+TOP = {"__init__", "__main__", "cli"}
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
