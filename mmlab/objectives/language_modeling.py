@@ -1,0 +1,34 @@
+"""Language modelling: each token of a caption is predicted from those before it, and the image.
+
+BLIP (Li et al. 2022, section 3.2) trains its decoder so, GPT its language model.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mmlab.objectives.masked_language import IGNORED
+
+
+def language_modeling_loss(
+    logits: Float[Tensor, "batch tokens vocab"],
+    labels: Int64[Tensor, "batch tokens"],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the next token, mean over all that have a label.
+
+    ``labels`` are the tokens themselves, with ``IGNORED`` (-100) on padding and on a prompt; they
+    are shifted here: output ``t`` is compared with token ``t + 1``. ``label_smoothing`` is 0.1 in
+    BLIP. 0 if nothing is to be predicted.
+    """
+    targets = labels[:, 1:].flatten()
+    total = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        targets,
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return total / (targets != IGNORED).sum().clamp_min(1)

@@ -1,0 +1,51 @@
+"""Image-text matching: does this caption belong to this image?
+
+A classifier with two outputs on the fused pair, 1 for a match. What matters is where the false
+pairs come from: ALBEF (Li et al. 2021, section 3.2) draws them by the similarity that its
+contrastive loss has just computed, so that they are hard; BLIP and VLMo do the same.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+def sample_hard_negatives(
+    similarity: Float[Tensor, "queries items"],
+    belongs: Bool[Tensor, "queries items"],
+    generator: torch.Generator | None = None,
+    floor: float = 0.0,
+) -> Int64[Tensor, " queries"]:
+    """One wrong item for each query, drawn by the softmax of its similarities.
+
+    ``similarity`` is already divided by the temperature. What ``belongs`` to the query, itself
+    included, is never drawn. ``floor`` is added to every probability (BLIP: 1e-4), so that items
+    that look nothing alike come up, too. ALBEF's ``models/model_pretrain.py`` draws row by row from
+    probabilities; this is the same distribution in one call, by adding Gumbel noise to logarithms,
+    where nothing underflows. No gradient. ValueError if all items belong to some query.
+    """
+    if belongs.all(1).any():
+        row = int(belongs.all(1).nonzero()[0])
+        raise ValueError(f"there is no wrong item for query {row}: all {belongs.shape[1]} belong")
+    log_weights = similarity.detach().float().log_softmax(-1)
+    if floor > 0:
+        log_weights = torch.log(log_weights.exp() + floor)
+    log_weights = log_weights.masked_fill(belongs, -torch.inf)
+    noise = torch.rand(similarity.shape, generator=generator, device=_device(generator, similarity))
+    gumbel = -torch.log(-torch.log(noise.clamp_min(torch.finfo(noise.dtype).tiny)))
+    return (log_weights + gumbel.to(log_weights.device)).argmax(-1)
+
+
+def matching_loss(
+    logits: Float[Tensor, "pairs 2"], matched: Bool[Tensor, " pairs"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the two-way classifier, mean over the pairs; output 1 means a match."""
+    return F.cross_entropy(logits, matched.long())
+
+
+def _device(generator: torch.Generator | None, tensor: Tensor) -> torch.device:
+    """A generator draws on its own device."""
+    return tensor.device if generator is None else generator.device
