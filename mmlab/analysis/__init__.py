@@ -16,11 +16,13 @@ from mmlab.analysis.distance import (
 )
 from mmlab.analysis.patch_filters import PatchFilters, patch_filters
 from mmlab.analysis.positions import grid_structure, position_similarity, spearman
+from mmlab.analysis.reconstruct import Reconstruction, reconstruct
 from mmlab.analysis.rollout import attention_rollout
 
 __all__ = [
     "AttentionMaps",
     "PatchFilters",
+    "Reconstruction",
     "attention_distance",
     "attention_distances",
     "attention_rollout",
@@ -37,6 +39,7 @@ __all__ = [
     "patch_occlusion",
     "position_similarity",
     "query_distances",
+    "reconstruct",
     "record_attention",
     "spearman",
     "vit_macs",

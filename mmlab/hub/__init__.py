@@ -4,6 +4,7 @@ from mmlab.hub.conversion import detect_layout, from_mmlab, layouts, to_mmlab
 from mmlab.hub.create import create_model, list_models, model_config, save
 from mmlab.hub.files import CheckpointFile, read_checkpoint
 from mmlab.hub.mapping import CheckpointError
+from mmlab.hub.shipped import list_mini_checkpoints, mini_checkpoint
 
 __all__ = [
     "CheckpointError",
@@ -12,7 +13,9 @@ __all__ = [
     "detect_layout",
     "from_mmlab",
     "layouts",
+    "list_mini_checkpoints",
     "list_models",
+    "mini_checkpoint",
     "model_config",
     "read_checkpoint",
     "save",

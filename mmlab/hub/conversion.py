@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -54,7 +54,8 @@ def from_mmlab(
     sizes = {} if num_heads is None else {"num_heads": num_heads}
     rows = [row.reversed() for row in table.rows]
     try:
-        return convert(layout, rows, as_tensors(state_dict), **sizes)[0]
+        theirs = convert(layout, rows, as_tensors(state_dict), **sizes)[0]
+        return table.with_copies(theirs)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(OWN, state_dict)}") from None
 
@@ -67,18 +68,19 @@ def to_mmlab_with_sizes(
     tensors = as_tensors(state_dict)
     state = {key: tensors[whole] for whole, key in table.table_keys(tensors).items()}
     try:
-        return convert(layout, table.rows, state)
+        return convert(layout, table.rows, table.without_copies(state))
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(layout, state_dict)}") from None
 
 
-def detect_layout(keys: Iterable[str]) -> str:
+def detect_layout(keys: Iterable[str], prefer: Collection[str] = ()) -> str:
     """The layout that knows most of ``keys``, ``"mmlab"`` for our own names.
 
-    CheckpointError if none knows at least half of them.
+    Of several that know equally many, one in ``prefer`` is taken. CheckpointError if none knows at
+    least half of them.
     """
     keys = list(keys)
-    best, share = _best_layout(keys)
+    best, share = _best_layout(keys, prefer)
     if share >= 0.5:
         return best
     raise CheckpointError(f"no known layout has the keys {first_few(keys)}{_hint('', keys)}")
@@ -103,11 +105,11 @@ def _hint(asked: str, keys: Iterable[str]) -> str:
     return f"; these look like {other}" if other else ""
 
 
-def _best_layout(keys: list[str]) -> tuple[str, float]:
+def _best_layout(keys: list[str], prefer: Collection[str] = ()) -> tuple[str, float]:
     """The layout that has a row for the largest share of ``keys``, and that share."""
     own = sum(bool(_OWN_KEYS.fullmatch(key)) for key in keys) / max(1, len(keys))
     shares = {name: table.share_of_known(keys) for name, table in LAYOUTS.items()} | {OWN: own}
-    best = max(shares, key=shares.__getitem__)
+    best = max(shares, key=lambda name: (shares[name], name in prefer))
     return best, shares[best]
 
 

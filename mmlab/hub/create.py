@@ -9,32 +9,15 @@ from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from mmlab.hub.conversion import OWN, from_mmlab
+from mmlab.hub.families import MODELS, family_of
 from mmlab.hub.files import read_checkpoint, write_npz, write_safetensors
-from mmlab.hub.fit import Checkpoint, differences, fit_config, fit_state, read_vit
-from mmlab.hub.mapping import CheckpointError
-from mmlab.models import vit
-
-MODELS = {
-    "vit-ti-16": vit.VIT_TI_16,
-    "vit-s-16": vit.VIT_S_16,
-    "vit-s-32": vit.VIT_S_32,
-    "vit-b-8": vit.VIT_B_8,
-    "vit-b-16": vit.VIT_B_16,
-    "vit-b-32": vit.VIT_B_32,
-    "vit-l-16": vit.VIT_L_16,
-    "vit-l-32": vit.VIT_L_32,
-    "vit-h-14": vit.VIT_H_14,
-    "vit-mini": vit.VIT_MINI,
-    "deit-ti-16": vit.DEIT_TI_16,
-    "deit-s-16": vit.DEIT_S_16,
-    "deit-b-16": vit.DEIT_B_16,
-    "deit-ti-16-distilled": vit.DEIT_TI_16_DISTILLED,
-    "deit-s-16-distilled": vit.DEIT_S_16_DISTILLED,
-    "deit-b-16-distilled": vit.DEIT_B_16_DISTILLED,
-}
+from mmlab.hub.fit import load_vit
+from mmlab.hub.load import load_network
+from mmlab.models.vit import ViT
 
 
 def list_models(pattern: str = "*") -> tuple[str, ...]:
@@ -42,7 +25,7 @@ def list_models(pattern: str = "*") -> tuple[str, ...]:
     return tuple(name for name in MODELS if fnmatchcase(name, pattern))
 
 
-def model_config(name: str) -> vit.ViTConfig:
+def model_config(name: str) -> object:
     """The configuration behind a name; ValueError with the nearest name if there is none."""
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.4)
@@ -52,7 +35,11 @@ def model_config(name: str) -> vit.ViTConfig:
 
 
 def create_model(
-    name: str, *, pretrained: str | Path | None = None, **overrides: object
+    name: str,
+    *,
+    pretrained: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    **overrides: object,
 ) -> nn.Module:
     """Make the model called ``name``; ``overrides`` replace fields of its configuration.
 
@@ -60,26 +47,29 @@ def create_model(
     (``"google/vit-base-patch16-224"``), in any layout of ``mmlab.hub.layouts()``; strictly:
 
     - its architecture must be that of ``name``;
-    - ``norm_eps`` and ``activation``, which change results but no shape, are taken from the file:
-      1e-6 and tanh GELU for Google's ``.npz``, 1e-6 and exact GELU for DeiT and timm, for Hugging
-      Face what ``config.json`` says (else 1e-12 and exact GELU), for our own files their metadata;
-    - an explicit ``num_classes`` other than the file's gives a fresh head; an explicit
-      ``image_size`` other than the file's interpolates the positions (``"bilinear_aligned"`` for
-      Google's files, else ``"bicubic"``). Without the explicit number, either is an error;
-    - a ``pre_logits`` layer in the file (the pooler of Hugging Face) is taken with the file's head,
-      and dropped under a fresh head or where you say ``pre_logits=False``.
+    - settings which change results but no shape, such as ``norm_eps`` and ``activation``, are taken
+      from the file: what its layout implies (1e-6 and tanh GELU for Google's ``.npz``, QuickGELU
+      for CLIP …), what ``config.json`` says, for our own files their metadata;
+    - an explicit ``image_size`` other than the file's interpolates the positions
+      (``"bilinear_aligned"`` for Google's files, else ``"bicubic"``). Without the explicit number,
+      that is an error;
+    - in a ViT an explicit ``num_classes`` other than the file's gives a fresh head; without it,
+      that is an error. A ``pre_logits`` layer in the file (the pooler of Hugging Face) is taken
+      with the file's head, and dropped under a fresh head or where you say ``pre_logits=False``.
+
+    Weights are float32, also those of a file in half precision, unless ``dtype`` says otherwise.
 
     ValueError for an unknown name or override, CheckpointError (a ValueError) for a checkpoint that
     cannot be read or does not fit.
     """
     config = _override(model_config(name), overrides)
+    family = family_of(name)
     if pretrained is None:
-        return vit.ViT(config)
-    checkpoint = read_vit(read_checkpoint(pretrained))
-    _check_architecture(name, config, checkpoint)
-    model = vit.ViT(fit_config(name, config, overrides, checkpoint))
-    model.load_state_dict(fit_state(model.config, model.state_dict(), checkpoint))
-    return model
+        model = family.network(config)
+    else:
+        load = load_vit if family.network is ViT else load_network
+        model = load(name, family, config, overrides, read_checkpoint(pretrained))
+    return model if dtype is None else model.to(dtype)
 
 
 def save(
@@ -99,7 +89,8 @@ def save(
     _check_target(path, metadata)
     state = model.state_dict()
     if layout != OWN:
-        state = from_mmlab(layout, state, num_heads=model.config.num_heads)
+        num_heads = getattr(model.config, "num_heads", None)
+        state = from_mmlab(layout, state, num_heads=num_heads)
     if path.suffix == ".npz":
         write_npz(path, state)
         return
@@ -117,7 +108,7 @@ def _check_target(path: Path, metadata: Mapping[str, object]) -> None:
             raise ValueError(f"metadata must map strings to strings, got {key!r}: {value!r}")
 
 
-def _override(config: vit.ViTConfig, overrides: Mapping[str, object]) -> vit.ViTConfig:
+def _override(config: object, overrides: Mapping[str, object]) -> object:
     known = [field.name for field in fields(config)]
     for name in overrides:
         if name not in known:
@@ -125,13 +116,3 @@ def _override(config: vit.ViTConfig, overrides: Mapping[str, object]) -> vit.ViT
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"unknown option {name!r}; {hint}")
     return replace(config, **overrides)
-
-
-def _check_architecture(name: str, config: vit.ViTConfig, checkpoint: Checkpoint) -> None:
-    found = differences(config, checkpoint)
-    if found:
-        fitting = [other for other in MODELS if not differences(MODELS[other], checkpoint)]
-        hint = f"; it fits {fitting[0]!r}" if fitting else ""
-        raise CheckpointError(
-            f"{checkpoint.source!r} is no {name!r}: it has {', '.join(found)}{hint}"
-        )

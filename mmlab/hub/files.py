@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmlab.hub.mapping import CheckpointError, as_tensors, first_few
+from mmlab.hub.torchscript import is_torchscript, read_torchscript
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -74,7 +75,7 @@ def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a ``.safetensors`` file, whole or not at all; CheckpointError if it cannot be."""
-    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    on_cpu = _unshared({key: tensor.detach().cpu() for key, tensor in tensors.items()})
     with atomic_path(path) as aside:
         safetensors.torch.save_file(on_cpu, aside, metadata=dict(metadata))
 
@@ -87,6 +88,16 @@ def write_npz(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     arrays = {key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()}
     with atomic_path(path) as aside, open(aside, "wb") as file:
         np.savez(file, **arrays)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each with memory of its own: safetensors takes no tied weights."""
+    seen, unshared = set(), {}
+    for key, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        unshared[key] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return {key: tensor.contiguous() for key, tensor in unshared.items()}
 
 
 @contextmanager
@@ -142,6 +153,8 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if is_torchscript(path):
+        return read_torchscript(path), {}
     # The official training scripts put their argparse.Namespace, plain data, beside the weights.
     safe = torch.serialization.safe_globals([argparse.Namespace])
     with safe, warnings.catch_warnings(action="ignore"):
@@ -151,10 +164,6 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # PyTorch's own message recommends to switch the protection off.
             why = _REFUSED if "GLOBAL" in str(error) else _DAMAGED_OR_REFUSED
             raise CheckpointError(why) from None
-        except RuntimeError as error:
-            if "TorchScript" not in str(error):
-                raise
-            raise CheckpointError("it is a TorchScript program, not a state dict") from None
     return _unwrap(content), {}
 
 

@@ -1,8 +1,7 @@
-"""Fit a checkpoint to the configuration that was asked for: what may differ, and what may not."""
+"""Fit a ViT's checkpoint to the configuration that was asked for: what may differ, what may not."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +9,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mmlab.hub.conversion import OWN, detect_layout, get_layout, to_mmlab_with_sizes
+from mmlab.hub.families import Family
 from mmlab.hub.files import CheckpointFile
+from mmlab.hub.load import first_problems, key_problems, saved_config
 from mmlab.hub.mapping import CheckpointError, first_few
-from mmlab.models.vit import ViTConfig
+from mmlab.models.vit import ViT, ViTConfig
 from mmlab.nn import interpolate_positions
 
 Settings = dict[str, object]
@@ -59,6 +60,33 @@ class Checkpoint:
     state: dict[str, Tensor]
     settings: Settings
     interpolation: str
+
+
+def load_vit(
+    name: str, family: Family, config: ViTConfig, overrides: Settings, file: CheckpointFile
+) -> ViT:
+    """The ViT of ``config`` (``name`` with ``overrides``) with the weights of ``file``.
+
+    CheckpointError as in ``fit_config`` and ``fit_state``, and for another architecture.
+    """
+    checkpoint = read_vit(file)
+    _check_architecture(name, family, config, checkpoint)
+    model = ViT(fit_config(name, config, overrides, checkpoint))
+    model.load_state_dict(fit_state(model.config, model.state_dict(), checkpoint))
+    return model
+
+
+def _check_architecture(
+    name: str, family: Family, config: ViTConfig, checkpoint: Checkpoint
+) -> None:
+    found = differences(config, checkpoint)
+    if found:
+        sizes = family.sizes
+        fitting = [other for other in sizes if not differences(sizes[other], checkpoint)]
+        hint = f"; it fits {fitting[0]!r}" if fitting else ""
+        raise CheckpointError(
+            f"{checkpoint.source!r} is no {name!r}: it has {', '.join(found)}{hint}"
+        )
 
 
 def read_vit(file: CheckpointFile) -> Checkpoint:
@@ -133,16 +161,9 @@ def fit_state(
 
 def _check_fits(source: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """CheckpointError unless ``state`` has exactly the keys and shapes of ``own``."""
-    problems = [f"lacks {key!r}" for key in own if key not in state]
-    problems += [f"has {key!r} left over" for key in state if key not in own]
-    problems += [
-        f"has {key!r} as {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in own.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
+    problems = key_problems({key: tensor.shape for key, tensor in own.items()}, state)
     if problems:
-        more = f"; {len(problems) - 3} more problems" if len(problems) > 3 else ""
-        raise CheckpointError(f"{source!r} does not fit: it {'; '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{source!r} does not fit: {first_problems(problems)}")
 
 
 def _convert(
@@ -150,13 +171,18 @@ def _convert(
 ) -> tuple[dict[str, Tensor], dict[str, int], Settings, str]:
     """Tensors in our names, sizes of named axes, the layout's settings and interpolation."""
     if layout == OWN:
-        absent = [key for key in _NEEDED if key not in tensors]
-        if absent:
-            raise CheckpointError(f"it is no complete ViT, it lacks {first_few(absent)}")
+        _check_complete(tensors)
         return dict(tensors), {}, {}, "bicubic"
     table = get_layout(layout)
     state, sizes = to_mmlab_with_sizes(layout, tensors)
+    _check_complete(state)
     return state, sizes, dict(table.config), table.interpolation
+
+
+def _check_complete(state: Mapping[str, Tensor]) -> None:
+    absent = [key for key in _NEEDED if key not in state]
+    if absent:
+        raise CheckpointError(f"it is no complete ViT, it lacks {first_few(absent)}")
 
 
 def _hf_settings(config: Mapping[str, object]) -> Settings:
@@ -174,12 +200,7 @@ def _hf_settings(config: Mapping[str, object]) -> Settings:
 
 def _own_settings(metadata: Mapping[str, str]) -> Settings:
     """The configuration that ``mmlab.hub.save`` put into the file."""
-    try:
-        settings = json.loads(metadata.get("mmlab.config", "{}"))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise CheckpointError("its metadata 'mmlab.config' is no JSON object")
+    settings = saved_config(metadata)
     return {key: settings[key] for key in (*ARCHITECTURE, *BEHAVIOUR) if key in settings}
 
 

@@ -4,9 +4,12 @@ A ``Layout`` lists, row by row, our key, their key and how the axes of their ten
 written as an einops pattern (``"in out -> out in"``). Turned round, the same row exports. Three
 things make up the whole notation:
 
-- ``{i}`` in a key stands for the number of a layer, the same on both sides;
+- ``{i}`` in a key stands for the number of a layer, the same on both sides; ``{ii}`` writes it
+  with two digits;
 - several keys on one side are slices along the first axis of that side's pattern (fused q, k, v);
 - equal axis names mean equal sizes in the whole table, so a tensor of a wrong shape is found.
+
+Tensors that a file stores twice are no rows: a ``Tie`` says which is the copy.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ Keys = str | tuple[str, ...]
 StateDict = Mapping[str, Tensor | np.ndarray]
 Sizes = dict[str, int]
 
+_LAYER = re.compile(r"\{i+\}")
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, converted or loaded; the message says why."""
@@ -38,7 +43,8 @@ class Row:
 
     An ``axes`` without arrow means that both sides agree. Rows of one ``group`` are optional, but
     come all together or not at all (in each layer, for keys with ``{i}``). Axis names are compared
-    within one ``scope``, so that two towers may both have a ``dim``.
+    within one ``scope``, so that two towers may both have a ``dim``; a scope with ``{i}`` is one of
+    each layer.
     """
 
     ours: Keys
@@ -64,13 +70,40 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Their ``copy`` holds the same tensor as their ``original``, such as BERT's last matrix.
+
+    A file that is read need not have both. In one that is written the copy stands wherever the
+    original does; with ``beside``, only where that key does too (the head that the copy belongs to
+    may be missing).
+    """
+
+    copy: str
+    original: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class HFConfig:
+    """How to read the ``config.json`` of transformers: our field → theirs, with dots inwards.
+
+    ``model_types`` are the values of its ``model_type`` that are meant. Fields it does not have are
+    left out; of several for one of ours, all must agree.
+    """
+
+    model_types: tuple[str, ...]
+    fields: Mapping[str, Keys]
+
+
+@dataclass(frozen=True)
 class Layout:
     """The table of one checkpoint layout.
 
     ``config`` holds the settings that files of this layout imply (``norm_eps``, ``activation``),
     ``interpolation`` the official way to resize its positions. Their keys may all stand behind one
     of the prefixes in ``strip``. ``ignored`` are patterns (regular expressions) of their keys that
-    are no weights, such as ``position_ids``.
+    are no weights of ours, such as ``position_ids``. ``tied`` are their tensors that are stored
+    twice. ``hf_config`` tells what a ``config.json`` beside the file means.
     """
 
     name: str
@@ -80,6 +113,8 @@ class Layout:
     interpolation: str = "bicubic"
     strip: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    tied: tuple[Tie, ...] = ()
+    hf_config: HFConfig | None = None
 
     def table_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """Key in a file → key in this table; ignored keys left out."""
@@ -99,9 +134,37 @@ class Layout:
         known = self.table_keys(keys).values()
         return sum(bool(self._their_keys.fullmatch(key)) for key in known) / max(1, len(known))
 
+    def without_copies(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` in their names with each tied tensor once, as ``original``.
+
+        CheckpointError where a copy differs from its original.
+        """
+        state = dict(state)
+        for tie in self.tied:
+            copy = state.pop(tie.copy, None)
+            if copy is None:
+                continue
+            original = state.setdefault(tie.original, copy)
+            if not _equal(copy, original):
+                raise CheckpointError(
+                    f"{tie.copy!r} and {tie.original!r} must be the same tensor in layout "
+                    f"{self.name!r}, but they differ"
+                )
+        return state
+
+    def with_copies(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` in their names with each tied tensor twice, as the official files have it."""
+        copies = {
+            tie.copy: state[tie.original]
+            for tie in self.tied
+            if tie.original in state and (not tie.beside or tie.beside in state)
+        }
+        return {**state, **copies}
+
     @cached_property
     def _their_keys(self) -> re.Pattern[str]:
-        return key_pattern(key for row in self.rows for key in row.their_keys)
+        keys = [key for row in self.rows for key in row.their_keys]
+        return key_pattern([*keys, *(tie.copy for tie in self.tied)])
 
 
 def linear(ours: str, theirs: str, axes: str = "out in", group: str = "") -> tuple[Row, Row]:
@@ -140,7 +203,8 @@ def prefixed(rows: Iterable[Row], ours: str = "", theirs: str = "") -> tuple[Row
 
 def key_pattern(keys: Iterable[str]) -> re.Pattern[str]:
     """A regular expression for the given keys, ``{i}`` standing for any layer number."""
-    return re.compile("|".join(re.escape(key).replace(r"\{i\}", r"\d+") for key in keys))
+    parts = (map(re.escape, _LAYER.split(key)) for key in keys)
+    return re.compile("|".join(r"\d+".join(part) for part in parts))
 
 
 def as_tensors(state_dict: StateDict) -> dict[str, Tensor]:
@@ -219,25 +283,30 @@ def _needed_steps(rows: Iterable[Row], state: Mapping[str, Tensor]) -> list[_Ste
 
 
 def _steps(row: Row, depths: Mapping[str, int]) -> list[_Step]:
-    their_axes, _, our_axes = row.axes.partition(" -> ")
-    stack, layered, _ = row.their_keys[0].partition("{i}")
+    their_axes, arrow, our_axes = row.axes.partition(" -> ")
+    stack, *layered = _LAYER.split(row.their_keys[0], 1)
     return [
         _Step(
-            sources=tuple(key.replace("{i}", str(i)) for key in row.their_keys),
-            targets=tuple(key.replace("{i}", str(i)) for key in row.our_keys),
-            axes=(their_axes, our_axes or their_axes),
+            sources=tuple(_numbered(key, i) for key in row.their_keys),
+            targets=tuple(_numbered(key, i) for key in row.our_keys),
+            axes=(their_axes, our_axes if arrow else their_axes),
             part=(row.group, i),
-            scope=row.scope,
+            scope=_numbered(row.scope, i),
         )
         for i in range(depths[stack] if layered else 1)
     ]
+
+
+def _numbered(key: str, layer: int) -> str:
+    """The key of one layer: as many digits as there are letters ``i`` in the braces, or more."""
+    return _LAYER.sub(lambda match: f"{layer:0{len(match[0]) - 2}}", key)
 
 
 def _depths(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, int]:
     """Number of layers behind every prefix that ``{i}`` follows; at least one."""
     keys = list(keys)
     depths = {}
-    for stack in {pattern.partition("{i}")[0] for pattern in patterns if "{i}" in pattern}:
+    for stack in {_LAYER.split(key, 1)[0] for key in patterns if _LAYER.search(key)}:
         found = (re.match(re.escape(stack) + r"(\d{1,6})(?!\d)", key) for key in keys)
         # A file has at least one key a layer; a larger number is no layer but a left-over key.
         numbers = [int(match[1]) for match in found if match and int(match[1]) < len(keys)]
@@ -302,6 +371,13 @@ def _describe(axes: list[str], known: Sizes) -> str:
 def _split_axes(axes: str) -> list[str]:
     """``"(a b) c"`` as ``["(a b)", "c"]``."""
     return re.findall(r"\([^)]*\)|\S+", axes)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Bit for bit. Tensors without values, on the meta device, are equal if their shapes are."""
+    if left.is_meta or right.is_meta:
+        return left.shape == right.shape
+    return left.dtype == right.dtype and torch.equal(left, right)
 
 
 def _axis_names(axes: str) -> list[str]:

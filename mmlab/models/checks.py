@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 
@@ -24,6 +25,14 @@ def check_rates(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         check(isinstance(value, int | float) and 0 <= value < 1, name, value, "in [0, 1)")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """The named fields are finite numbers above 0."""
+    for name in names:
+        value = getattr(config, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        check(is_number and 0 < value < math.inf, name, value, "positive")
 
 
 def check_choice(config: object, name: str, choices: Collection[str]) -> None:

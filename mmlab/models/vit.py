@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmlab.models.checks import check, check_choice, check_integers, check_rates
+from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
 from mmlab.nn import (
     ACTIVATIONS,
     ConvStem,
@@ -79,7 +79,7 @@ class ViTConfig:
         check_choice(self, "activation", tuple(ACTIVATIONS))
         check_choice(self, "stem", tuple(STEMS))
         check_choice(self, "init", tuple(INITS))
-        check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        check_positive(self, "norm_eps")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

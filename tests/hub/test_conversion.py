@@ -12,6 +12,8 @@ from mmlab.hub import (
     layouts,
     to_mmlab,
 )
+from mmlab.hub.mapping import Layout, Row, Tie
+from mmlab.hub.tables import LAYOUTS
 
 SIZES = dict(dim=12, depth=3, num_heads=3, mlp_dim=20, num_classes=5, image_size=8, patch_size=4)
 VIT_LAYOUTS = layouts("vit-*")
@@ -156,6 +158,19 @@ def test_inputs_are_not_modified():
         assert_equal(theirs, snapshot)
 
 
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [
+        ("visual.transformer.resblocks.0.ln_1.weight", "clip-openai"),
+        ("text_model.encoder.layers.0.self_attn.q_proj.weight", "clip-hf"),
+        ("decoder_blocks.0.norm1.weight", "mae"),
+    ],
+)
+def test_the_layout_of_another_system_is_named(key, layout):
+    with pytest.raises(CheckpointError, match=f"these look like '{layout}' keys"):
+        to_mmlab("vit-timm", {key: torch.zeros(1), "something": torch.zeros(1)})
+
+
 @pytest.mark.parametrize("asked", ["vit-npz", "vit-timm", "vit-hf", "vit-hf-memory", "deit-hf"])
 @pytest.mark.parametrize("given", ["vit-npz", "vit-timm", "vit-hf", "vit-hf-memory"])
 def test_keys_of_another_layout_are_told_apart(asked, given):
@@ -179,8 +194,6 @@ def test_converting_twice_or_the_wrong_way_says_so():
     ("key", "model"),
     [
         ("bert.encoder.layer.0.attention.self.query.weight", "a BERT"),
-        ("visual.transformer.resblocks.0.ln_1.weight", "a CLIP of OpenAI"),
-        ("text_model.encoder.layers.0.self_attn.q_proj.weight", "a CLIP of transformers"),
         ("layer1.0.conv1.weight", "a ResNet"),
         ("model.layers.0.self_attn.q_proj.weight", "a language model"),
     ],
@@ -228,4 +241,28 @@ def test_an_unknown_layout_suggests_the_nearest():
 
 def test_layouts_can_be_filtered():
     assert set(layouts("deit-*")) == {"deit-hf", "deit-hf-memory"}
-    assert set(layouts("vit*")) | set(layouts("deit*")) == set(layouts())
+    assert set(layouts("vit-*")) == {name for name in layouts() if name.startswith("vit-")}
+
+
+def test_tied_tensors_pass_through_the_whole_conversion(monkeypatch):
+    rows = (Row("words", "words.weight", "vocab dim"), Row("bias", "head.bias", "vocab"))
+    ties = (Tie("head.weight", "words.weight"), Tie("head.decoder.bias", "head.bias"))
+    layout = Layout("toy", rows, "test", tied=ties, strip=("module.",))
+    monkeypatch.setitem(LAYOUTS, "toy", layout)
+    ours = {"words": torch.randn(5, 3), "bias": torch.randn(5)}
+    theirs = from_mmlab("toy", ours)
+    assert theirs.keys() == {"words.weight", "head.bias", "head.weight", "head.decoder.bias"}
+    assert_equal(to_mmlab("toy", theirs), ours)
+    wrapped = {f"module.{key}": tensor for key, tensor in theirs.items()}
+    assert_equal(to_mmlab("toy", wrapped), ours)
+    assert detect_layout(wrapped) == "toy"
+    theirs["head.weight"] = theirs["head.weight"] + 1
+    with pytest.raises(CheckpointError, match="'head.weight' and 'words.weight' must be the same"):
+        to_mmlab("toy", theirs)
+
+
+def test_of_equally_good_layouts_a_preferred_one_is_taken():
+    encoder = from_mmlab("vit-timm", vit_state(num_classes=0))
+    assert detect_layout(encoder) == "vit-timm"
+    assert detect_layout(encoder, prefer=("mae", "mae-hf")) == "mae"
+    assert detect_layout(from_mmlab("vit-timm", vit_state()), prefer=("mae",)) == "vit-timm"

@@ -184,13 +184,6 @@ def test_code_in_an_npz_does_not_run(tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_torchscript_program_is_named(tmp_path):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"model.pt.*it is a TorchScript program"):
-        read_checkpoint(tmp_path / "model.pt")
-
-
 def test_a_single_array_under_the_name_npz_is_an_error(tmp_path):
     with open(tmp_path / "weights.npz", "wb") as file:
         np.save(file, np.zeros(3))

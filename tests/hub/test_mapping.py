@@ -8,6 +8,7 @@ from mmlab.hub.mapping import (
     CheckpointError,
     Layout,
     Row,
+    Tie,
     as_tensors,
     convert,
     linear,
@@ -174,3 +175,66 @@ def test_numpy_arrays_become_tensors_bit_for_bit():
 def test_an_array_of_strings_is_an_error():
     with pytest.raises(CheckpointError, match="'names' is no numeric array"):
         as_tensors({"names": np.array(["a", "b"])})
+
+
+TIES = (
+    Tie("head.weight", "words.weight", beside="head.bias"),
+    Tie("head.decoder.bias", "head.bias"),
+)
+TIED_ROWS = (
+    Row("words", "words.weight", "vocab dim"),
+    Row("head", "head.bias", "vocab", group="head"),
+)
+TIED = Layout("tied", TIED_ROWS, "test", tied=TIES)
+
+
+def tied_state(head: bool = True) -> dict[str, torch.Tensor]:
+    words, bias = torch.randn(5, 3), torch.randn(5)
+    copies = {"head.bias": bias, "head.weight": words.clone(), "head.decoder.bias": bias.clone()}
+    return {"words.weight": words, **(copies if head else {})}
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_tied_tensors_are_read_once_and_written_twice(head):
+    theirs = tied_state(head)
+    once = TIED.without_copies(theirs)
+    assert once.keys() == ({"words.weight", "head.bias"} if head else {"words.weight"})
+    twice = TIED.with_copies(once)
+    assert twice.keys() == theirs.keys()
+    assert all(torch.equal(twice[key], theirs[key]) for key in theirs)
+
+
+def test_files_without_the_copies_or_without_the_original_are_read():
+    whole = tied_state()
+    for absent in ("head.weight", "words.weight"):
+        state = {key: tensor for key, tensor in whole.items() if key != absent}
+        assert torch.equal(TIED.without_copies(state)["words.weight"], whole["words.weight"])
+
+
+def test_copies_that_differ_are_an_error_that_names_them():
+    state = tied_state()
+    state["head.weight"][0, 0] += 1e-6
+    with pytest.raises(CheckpointError, match=r"'head.weight' and 'words.weight' must be the same"):
+        TIED.without_copies(state)
+
+
+def test_copies_count_as_known_keys():
+    assert TIED.share_of_known(tied_state()) == 1
+
+
+def test_a_scope_of_each_layer_lets_layers_differ():
+    row = Row("layers.{i}.w", "l{i}/w", "rows columns -> columns rows", scope="layer {i}")
+    theirs = {"l0/w": torch.zeros(2, 3), "l1/w": torch.zeros(4, 5)}
+    assert convert("toy", [row], theirs)[0]["layers.1.w"].shape == (5, 4)
+    row = Row("layers.{i}.w", "l{i}/w", "rows columns -> columns rows")
+    with pytest.raises(CheckpointError, match=r"'l1/w' is \(4, 5\)"):
+        convert("toy", [row], theirs)
+
+
+def test_a_single_number_is_converted():
+    ours, _ = convert(
+        "toy", [Row("scale", "theirs.scale", "")], {"theirs.scale": torch.tensor(2.0)}
+    )
+    assert ours["scale"].shape == () and ours["scale"] == 2
+    with pytest.raises(CheckpointError, match=r"'theirs.scale' is \(1,\) instead of \(\)"):
+        convert("toy", [Row("scale", "theirs.scale", "")], {"theirs.scale": torch.ones(1)})

@@ -1,0 +1,112 @@
+"""All models by name: which network, in which sizes, and what loading must know of it.
+
+A new system is one ``Family`` here, and one file in ``mmlab/hub/tables`` if it has checkpoints in
+the layouts of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from mmlab.models import clip, flip, mae, vit
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network and its sizes.
+
+    - ``network`` makes the model of a configuration, a frozen dataclass.
+    - ``sizes`` are its configurations by name.
+    - ``layouts``: a glob for the layouts of its own in ``mmlab.hub.layouts()``.
+    - ``positions``: its position tables that follow ``image_size`` over a square grid, and how many
+      rows of each come before the grid. Those that do not learn are computed, not interpolated.
+    - ``behaviour``: settings that change what the network computes but no shape. What a file says
+      about them is taken, unless the call to ``create_model`` says otherwise.
+    """
+
+    network: Callable[[object], nn.Module]
+    sizes: Mapping[str, object]
+    layouts: str = ""
+    positions: Mapping[str, int] = field(default_factory=dict)
+    behaviour: tuple[str, ...] = ("norm_eps", "activation")
+
+
+FAMILIES = {
+    "vit": Family(
+        network=vit.ViT,
+        sizes={
+            "vit-ti-16": vit.VIT_TI_16,
+            "vit-s-16": vit.VIT_S_16,
+            "vit-s-32": vit.VIT_S_32,
+            "vit-b-8": vit.VIT_B_8,
+            "vit-b-16": vit.VIT_B_16,
+            "vit-b-32": vit.VIT_B_32,
+            "vit-l-16": vit.VIT_L_16,
+            "vit-l-32": vit.VIT_L_32,
+            "vit-h-14": vit.VIT_H_14,
+            "vit-mini": vit.VIT_MINI,
+            "deit-ti-16": vit.DEIT_TI_16,
+            "deit-s-16": vit.DEIT_S_16,
+            "deit-b-16": vit.DEIT_B_16,
+            "deit-ti-16-distilled": vit.DEIT_TI_16_DISTILLED,
+            "deit-s-16-distilled": vit.DEIT_S_16_DISTILLED,
+            "deit-b-16-distilled": vit.DEIT_B_16_DISTILLED,
+        },
+        layouts="[vd]*it-*",
+    ),
+    "mae": Family(
+        network=mae.MAE,
+        sizes={
+            "mae-b-16": mae.MAE_B_16,
+            "mae-l-16": mae.MAE_L_16,
+            "mae-h-14": mae.MAE_H_14,
+            "mae-mini": mae.MAE_MINI,
+        },
+        layouts="mae*",
+        positions={"encoder.position_embedding": 1, "decoder.position_embedding": 1},
+    ),
+    "clip": Family(
+        network=clip.CLIP,
+        sizes={
+            "clip-vit-b-32": clip.CLIP_VIT_B_32,
+            "clip-vit-b-16": clip.CLIP_VIT_B_16,
+            "clip-vit-l-14": clip.CLIP_VIT_L_14,
+            "clip-vit-l-14-336": clip.CLIP_VIT_L_14_336,
+            "clip-rn50": clip.CLIP_RN50,
+            "clip-rn101": clip.CLIP_RN101,
+            "clip-rn50x4": clip.CLIP_RN50X4,
+            "clip-rn50x16": clip.CLIP_RN50X16,
+            "clip-rn50x64": clip.CLIP_RN50X64,
+            "clip-mini": clip.CLIP_MINI,
+        },
+        layouts="clip-*",
+        positions={
+            "image_encoder.position_embedding": 1,
+            "image_encoder.pool.position_embedding": 1,
+        },
+        behaviour=("norm_eps", "activation", "end_id"),
+    ),
+    "flip": Family(
+        network=flip.FLIP,
+        sizes={
+            "flip-b-16": flip.FLIP_B_16,
+            "flip-l-16": flip.FLIP_L_16,
+            "flip-l-14": flip.FLIP_L_14,
+            "flip-h-14": flip.FLIP_H_14,
+            "flip-mini": flip.FLIP_MINI,
+        },
+        layouts="flip*",
+        positions={"image_encoder.position_embedding": 1},
+    ),
+}
+
+MODELS = {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
+"""Name → configuration."""
+
+
+def family_of(name: str) -> Family:
+    """The family that a model's name belongs to."""
+    return next(family for family in FAMILIES.values() if name in family.sizes)
