@@ -8,7 +8,7 @@ SERVE ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help book test oldest lab lint format bench data lock screenshots clean
+.PHONY: help book test oldest lab lint format bench data checkpoints lock screenshots clean
 
 help:  ## show this list
 	@echo "make book [SERVE=0] [PORT=8000]   install, run every chapter, build the site, serve it"
@@ -66,6 +66,9 @@ bench: $(VENV)/.installed-test  ## measure speed side by side with what else you
 
 data: $(VENV)/.installed-test  ## rebuild the emoji set from its npm packages, byte for byte
 	$(PY) data/build_emoji.py
+
+checkpoints: $(VENV)/.installed-test  ## train the mini checkpoints whose recipe or data has changed
+	$(PY) scripts/make_checkpoints.py
 
 lock: $(VENV)/.created  ## resolve the newest versions into constraints.txt
 	$(PYTHON) scripts/lock.py

@@ -26,6 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
 )
 _USAGE_ERROR = typer.BadParameter.__base__
 """The error of a wrong option, wherever typer's version keeps it."""
@@ -175,14 +176,18 @@ def _step_line(figures: dict[str, float | int], steps: int) -> str:
 def evaluate(
     system: System,
     checkpoint: Annotated[
-        Path, typer.Option(help="A run folder, a checkpoint folder or a file of weights.")
-    ],
+        File,
+        _option(
+            "A run folder, a checkpoint folder or a file of weights.",
+            default="the trained mini model that comes with mmlab",
+        ),
+    ] = None,
     size: Size = None,
     data: Data = None,
     target: Target = None,
     vendor: Annotated[
-        str, typer.Option(help="Who drew the emoji: fluent is a style never trained on.")
-    ] = "fluent",
+        Text, _option("Who drew the emoji: fluent is a style never trained on.", default="fluent")
+    ] = None,
     split: Annotated[
         Text,
         _option(
@@ -190,34 +195,66 @@ def evaluate(
             default="train, test",
         ),
     ] = None,
-    num_images: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
+    num_images: Annotated[Whole, _option("How many scenes.", default="1000")] = None,
+    seed: Annotated[Whole, _option("Of the scenes.", default="0")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model.
 
-    A run folder remembers size, data and target; options given here overrule it.
+    Finished weights remember size, data and target; options given here overrule them.
     """
-    from accelerate import Accelerator
+    from mmlab.tasks.classification import accuracy
+    from mmlab.training.run import device, load_network, recipe_of, weights_file
 
-    from mmlab.tasks.classification import accuracy, emoji_images, scene_images
-    from mmlab.training.run import image_size, load_network, recipe_of, weights_file
-
-    given = {"system": system, "size": size, "data": data, "target": target}
-    given = {name: value for name, value in given.items() if value is not None}
-    recipe = _recipe_to_evaluate(recipe_of(checkpoint), given)
-    pixels = image_size(recipe)
-    if recipe.data == "emoji":
-        images = emoji_images(pixels, recipe.target, split or "train", vendor)
-        where = {"vendor": vendor, "split": split or "train"}
-    else:
-        images = scene_images(pixels, recipe.target, split or "test", num_images, seed)
-        where = {"split": split or "test", "seed": seed}
-    weights = weights_file(checkpoint)
-    network = load_network(recipe, weights, len(images.classes)).to(Accelerator().device)
+    source = checkpoint or _shipped(system, size)
+    given = _given(system=system, size=size, data=data, target=target)
+    recipe = _recipe_to_evaluate(recipe_of(source), given)
+    chosen = _given(vendor=vendor, split=split, num_images=num_images, seed=seed)
+    images, where = _images_to_evaluate(recipe, chosen)
+    weights = weights_file(source)
+    network = load_network(recipe, weights, len(images.classes)).to(device())
     result = asdict(accuracy(network, images))
     told = {"model": recipe.model_name, "weights": str(weights), "data": recipe.data, **where}
+    if checkpoint is None:
+        print(f"no --checkpoint given: this is mmlab's own {recipe.model_name}", file=sys.stderr)
     _print({**told, **result}, as_json)
+
+
+def _given(**options: object) -> dict[str, object]:
+    """The options that the command line sets."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _shipped(system: str, size: str | None) -> Path:
+    from mmlab.hub import mini_checkpoint
+
+    return mini_checkpoint(replace(_DEFAULT, **_given(system=system, size=size)).model_name)
+
+
+_EVALUATION = {
+    "emoji": {"vendor": "fluent", "split": "train"},
+    "scenes": {"split": "test", "num_images": 1000, "seed": 0},
+}
+"""What can be chosen of the images of each data set, with the usual choice."""
+
+
+def _images_to_evaluate(recipe: Recipe, chosen: dict[str, object]):
+    """Labelled images, and how they were chosen; ValueError for an option of other data."""
+    from mmlab.tasks.classification import emoji_images, scene_images
+    from mmlab.training.run import image_size
+
+    usual = _EVALUATION[recipe.data]
+    for name in chosen:
+        if name not in usual:
+            options = ", ".join(f"--{other.replace('_', '-')}" for other in usual)
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} means nothing for {recipe.data}, which take {options}")
+    where = {**usual, **chosen}
+    size = image_size(recipe)
+    if recipe.data == "emoji":
+        return emoji_images(size, recipe.target, where["split"], where["vendor"]), where
+    images = scene_images(size, recipe.target, where["split"], where["num_images"], where["seed"])
+    return images, {"split": where["split"], "seed": where["seed"]}
 
 
 def _recipe_to_evaluate(own: Recipe | None, given: dict[str, str]) -> Recipe:
@@ -318,7 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("mmlab: " + " ".join(message.split()), file=sys.stderr)
+    # Without any argument the help has been shown, and there is nothing to add.
+    if message:
+        print("mmlab: " + " ".join(message.split()), file=sys.stderr)
     return code
 
 

@@ -80,6 +80,23 @@ def test_a_file_of_weights_can_be_evaluated(mmlab, tmp_path):
     assert code == 0 and json.loads(out)["accuracy"] < 0.2
 
 
+def test_finished_weights_remember_their_recipe(mmlab, trained, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((trained / "model.safetensors").read_bytes())
+    code, out, _ = mmlab("evaluate", "vit", "--checkpoint", alone, "--json")
+    assert (code, json.loads(out)["weights"]) == (0, str(alone))
+
+
+def test_without_a_checkpoint_the_shipped_one_is_evaluated_and_named(mmlab):
+    code, out, err = mmlab("evaluate", "vit", "--json")
+    path = hub.mini_checkpoint("vit-mini")
+    assert (code, err) == (0, "no --checkpoint given: this is mmlab's own vit-mini\n")
+    result = json.loads(out)
+    assert (result["weights"], result["vendor"]) == (str(path), "fluent")
+    recorded = json.loads(hub.read_checkpoint(path).metadata["mmlab.metrics"])["fluent"]
+    assert result["accuracy"] == pytest.approx(recorded["accuracy"], abs=0.005)
+
+
 def test_list_takes_a_glob(mmlab):
     assert mmlab("list", "vit-b-*")[1].split() == ["vit-b-8", "vit-b-16", "vit-b-32"]
     assert json.loads(mmlab("list", "--json")[1]) == list(hub.list_models())
@@ -122,6 +139,11 @@ def test_help_answers(command, mmlab):
     assert code == 0 and "Usage: mmlab" in out
 
 
+def test_without_a_command_there_is_help_and_nothing_else(mmlab):
+    code, out, err = mmlab()
+    assert (code, err) == (2, "") and "Usage: mmlab" in out
+
+
 def test_help_needs_no_torch():
     code = "import sys, mmlab.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
@@ -144,8 +166,18 @@ WRONG = [
     ("train --config typo.yaml", "unknown recipe key 'step'; did you mean 'steps'?"),
     ("train vit --resume --out nothing", "there is no run in 'nothing' to resume"),
     ("train vit --out typo.yaml", "'typo.yaml' is a file"),
+    ("train --config grey.yaml", "num_channels must be 3, as the emoji are in colour, got 1"),
+    ("train --config uneven.yaml", "image_size must be a multiple of patch_size=14, got 48"),
+    ("train --config .", "recipe '.' cannot be read: Is a directory"),
     ("train vit --out typo.yaml/run", "typo.yaml/run"),
-    ("evaluate vit", "--checkpoint"),
+    ("evaluate vit --size b-16", "no trained 'vit-b-16'; did you mean 'vit-mini'?"),
+    ("evaluate vitt", "unknown system 'vitt'; did you mean 'vit'?"),
+    ("evaluate vit --checkpoint TRAINED --num-images 5", "--num-images means nothing for emoji"),
+    ("evaluate vit --checkpoint TRAINED --seed 0", "--seed means nothing for emoji, which take"),
+    (
+        "evaluate vit --checkpoint TRAINED --data scenes --vendor noto",
+        "--vendor means nothing for scenes",
+    ),
     ("evaluate vit --checkpoint nothing.safetensors", "there is no checkpoint file"),
     ("evaluate vit --checkpoint typo.yaml", "known endings are"),
     ("evaluate vit --checkpoint TRAINED --size b-16", "trained 'vit-mini', not 'vit-b-16'"),
@@ -162,6 +194,8 @@ WRONG = [
 @pytest.mark.parametrize(("line", "expected"), WRONG, ids=[line for line, _ in WRONG])
 def test_a_wrong_value_costs_one_line_and_exit_code_2(line, expected, mmlab, trained, tmp_path):
     (tmp_path / "typo.yaml").write_text("step: 3\n")
+    (tmp_path / "grey.yaml").write_text("model: {num_channels: 1}\n")
+    (tmp_path / "uneven.yaml").write_text("model: {patch_size: 14, stem: linear}\n")
     paths = {"TRAINED": trained, "OTHER": "other.safetensors", "CUT": "cut.safetensors"}
     if "OTHER" in line:
         hub.save(create_model("vit-ti-16", num_classes=9), "other.safetensors")

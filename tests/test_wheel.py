@@ -94,6 +94,20 @@ def test_the_installed_package_finds_its_emoji(environment, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_installed_package_loads_its_trained_model(environment, tmp_path):
+    code = (
+        "import torch, mmlab\n"
+        "path = mmlab.hub.mini_checkpoint('vit-mini')\n"
+        "model = mmlab.create_model('vit-mini', pretrained=path, num_classes=9).eval()\n"
+        "print(path, *model(torch.zeros(1, 3, 48, 48)).shape)\n"
+    )
+    output = run_outside(environment, tmp_path / "empty", code)
+    assert "OPENED IN THE CHECKOUT" not in output
+    path, *shape = output.split()
+    assert Path(path).is_relative_to(environment) and shape == ["1", "9"]
+
+
+@pytest.mark.slow
 def test_every_part_imports(environment, tmp_path):
     """With nothing but the wheel and its libraries, no test tool in sight."""
     code = (
@@ -114,10 +128,9 @@ def test_the_wheel_holds_what_the_checkout_holds(wheel):
     files = [p for p in (ROOT / "mmlab").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     missing = {str(p.relative_to(ROOT)) for p in files} - names
     assert not missing
-    emoji = [
-        p.relative_to(ROOT / "data") for p in (ROOT / "data" / "emoji").rglob("*") if p.is_file()
-    ]
-    assert not {f"mmlab/_data/{p}" for p in emoji} - names
+    data = [p for part in ("emoji", "checkpoints") for p in (ROOT / "data" / part).rglob("*")]
+    data = [p.relative_to(ROOT / "data") for p in data if p.is_file()]
+    assert not {f"mmlab/_data/{p}" for p in data} - names
     assert not [name for name in names if name.startswith(("tests", "book", "data"))]
     licences = {Path(name).name for name in names if "dist-info" in name}
     assert {"LICENSE", "NOTICE"} <= licences

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def data_folder(name: str) -> Traversable:
-    """The folder of a data set, such as ``"emoji"``.
+    """The folder of a data set, such as ``"emoji"``, or of the mini ``"checkpoints"``.
 
     A wheel holds it as ``mmlab/_data/<name>``, a checkout as ``data/<name>`` beside ``mmlab``.
 
@@ -22,7 +22,7 @@ def data_folder(name: str) -> Traversable:
             return folder
     raise FileNotFoundError(
         f"mmlab's data folder {name!r} is neither in the installed package nor at {checkout}; "
-        "reinstall mmlab, or run `make data` in a checkout"
+        f"reinstall mmlab, or run `make {_target(name)}` in a checkout"
     )
 
 
@@ -36,6 +36,11 @@ def read_data(folder: str, name: str) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(
             f"mmlab's data folder {folder!r} lacks {name!r}; "
-            "reinstall mmlab, or run `make data` in a checkout"
+            f"reinstall mmlab, or run `make {_target(folder)}` in a checkout"
         )
     return path.read_bytes()
+
+
+def _target(name: str) -> str:
+    """What makes a folder anew."""
+    return "checkpoints" if name == "checkpoints" else "data"

@@ -122,21 +122,33 @@ def _number(value: object) -> object:
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read a YAML file; ValueError says what is wrong with it."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no recipe {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {str(path)!r} cannot be read: {_one_line(error)}") from None
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """The recipe in a text of YAML; ValueError calls it ``source`` and says what is wrong."""
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except FileNotFoundError:
-        raise ValueError(f"there is no recipe {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"recipe {str(path)!r} cannot be read: {reason}") from None
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {source!r} cannot be read: {_one_line(error)}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"recipe {str(path)!r} must hold lines of 'key: value'")
+        raise ValueError(f"recipe {source!r} must hold lines of 'key: value'")
     try:
         return to_recipe(settings)
     except ValueError as error:
-        raise ValueError(f"recipe {str(path)!r}: {error}") from None
+        raise ValueError(f"recipe {source!r}: {error}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
 def recipe_text(recipe: Recipe) -> str:

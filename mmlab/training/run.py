@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from mmlab.hub import CheckpointError, create_model, model_config, read_checkpoint, save
 from mmlab.hub.fit import read_vit
+from mmlab.models.checks import check
 from mmlab.models.vit import ViTClassification
 from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
 from mmlab.training.batches import Batches
@@ -31,10 +33,12 @@ from mmlab.training.checkpoints import (
     write_text,
 )
 from mmlab.training.loop import Figures, TrainingError, TrainingState, make_state, train
-from mmlab.training.recipe import Recipe, read_recipe, recipe_text
+from mmlab.training.recipe import Recipe, parse_recipe, read_recipe, recipe_text
 from mmlab.training.seeds import seed_everything
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+RECIPE = "mmlab.recipe"
+"""The key of the recipe in the metadata of finished weights."""
 _WEIGHTS_SEED = 4
 
 Report = Callable[[Figures], None]
@@ -69,7 +73,7 @@ def run(
             raise TrainingError(f"{error}{_kept(folder)}") from None
     network = state.model.network if state.average is None else state.average
     if accelerator.is_main_process:
-        save(network, folder / WEIGHTS, metadata={"mmlab.recipe": recipe_text(recipe)})
+        save(network, folder / WEIGHTS, metadata={RECIPE: recipe_text(recipe)})
     accelerator.wait_for_everyone()
     return network.eval()
 
@@ -84,13 +88,17 @@ def new_model(recipe: Recipe, num_classes: int) -> ViTClassification:
 def _overrides(recipe: Recipe) -> dict[str, object]:
     if "num_classes" in recipe.model:
         raise ValueError("model must not set num_classes: the data and the target give it")
+    channels = recipe.model.get("num_channels", 3)
+    check(channels == 3, "num_channels", channels, f"3, as the {recipe.data} are in colour")
     return dict(recipe.model)
 
 
 def image_size(recipe: Recipe) -> int:
     """Pixels per side of the images that the recipe's model takes."""
-    size = recipe.model.get("image_size", model_config(recipe.model_name).image_size)
-    return replace(model_config(recipe.model_name), image_size=size).image_size
+    config = model_config(recipe.model_name)
+    # What is no field is told when the model is made.
+    names = {field.name for field in fields(config)} & recipe.model.keys()
+    return replace(config, **{name: recipe.model[name] for name in names}).image_size
 
 
 def training_data(recipe: Recipe) -> LabelledImages:
@@ -155,21 +163,43 @@ def load_network(recipe: Recipe, file: Path, num_classes: int) -> nn.Module:
 
 
 def recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that a folder or file of weights belongs to; None if there is none."""
+    """The recipe of the run that a folder or file of weights comes from; None if none is told.
+
+    A file may hold it itself, as the finished weights of a run do.
+    """
     own = source if source.is_dir() else source.parent
     above = [folder.parent for folder in own.parents if folder.name == CHECKPOINTS]
     for folder in (own, *above):
         if (folder / CONFIG).is_file():
             return read_recipe(folder / CONFIG)
-    return None
+    text = _metadata(source).get(RECIPE)
+    return parse_recipe(text, str(source)) if text else None
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    return read_checkpoint(file).metadata if file.suffix == ".safetensors" else {}
 
 
 def _make_accelerator(precision: str) -> Accelerator:
+    """ValueError if the environment asks for a device that is not there."""
     # Accelerate keeps the precision of the first run of a process; a notebook may have several.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=precision)
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+        torch.empty(1, device=accelerator.device)
+    # PyTorch without CUDA raises an AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"cannot start on the device that accelerate is set to: {reason}"
+        ) from None
     _check_distribution(accelerator.distributed_type)
     return accelerator
+
+
+def device() -> torch.device:
+    """The device that a run would use here: a GPU where there is one."""
+    return _make_accelerator("no").device
 
 
 def _check_distribution(kind: DistributedType) -> None:

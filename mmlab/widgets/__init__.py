@@ -2,7 +2,8 @@
 
 from mmlab.widgets.attention_distance import AttentionDistance
 from mmlab.widgets.base import Widget
+from mmlab.widgets.families import Families
 from mmlab.widgets.patch_splitter import PatchSplitter
 from mmlab.widgets.token_calculator import TokenCalculator
 
-__all__ = ["AttentionDistance", "PatchSplitter", "TokenCalculator", "Widget"]
+__all__ = ["AttentionDistance", "Families", "PatchSplitter", "TokenCalculator", "Widget"]

@@ -155,12 +155,6 @@ function setEmphasised(node, text) {
   if (node.textContent !== text.replaceAll("*", "")) node.replaceChildren(...emphasise(text));
 }
 
-// A round number of about value / count: 1, 2 or 5 times a power of ten.
-function tickStep(value, count) {
-  const power = 10 ** Math.floor(Math.log10(value / count));
-  return [1, 2, 5, 10].map((m) => m * power).find((step) => value / step <= count);
-}
-
 function chartScales(width, height, { layers, heads }, [low, high]) {
   const [left, right, top, bottom] = [38, 6, 22, 40];
   const column = (width - left - right) / layers;

@@ -20,7 +20,14 @@ from mmlab.analysis import attention_rollout, patch_distances, record_attention
 from mmlab.datasets.example import Example
 from mmlab.models.vit import ViTConfig
 from mmlab.widgets.base import Widget, module_source
-from mmlab.widgets.patch_splitter import _check_normalisation, _named_images, _square, _webp
+from mmlab.widgets.pictures import (
+    check_normalisation,
+    float32_bytes,
+    middle_square,
+    named_images,
+    unit_pixels,
+    webp_bytes,
+)
 
 VIEWS = ("patch", "class", "rollout")
 MAX_MAP_BYTES = 1_500_000
@@ -126,10 +133,6 @@ def _quantise(on_patches: Float[Tensor, "... queries patches"], levels: int) -> 
     return codes.numpy().astype(_CODES[levels]).tobytes()
 
 
-def _float32_bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().numpy().astype("<f4").tobytes()
-
-
 def _recorded(
     models: Mapping[str, nn.Module], images: Float[Tensor, "batch 3 size size"], shape: _Shape
 ) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _recorded(
         maps = _record(model, images)
         _check_finite(name, maps)
         codes.append(_quantise(maps[..., shape.learned :], levels))
-        learned.append(_float32_bytes(maps[..., : shape.learned]))
+        learned.append(float32_bytes(maps[..., : shape.learned]))
     return {"maps": b"".join(codes), "learned_shares": b"".join(learned), "levels": levels}
 
 
@@ -192,15 +195,14 @@ class AttentionDistance(Widget):
         language: str = "en",
         **traits: Any,
     ):
-        if not images:
-            raise ValueError("images is empty; AttentionDistance needs at least one picture")
         shape = _common_shape(models)
-        _check_normalisation(mean, std)
-        squares = {n: _square(i, shape.image_size) for n, i in _named_images(images).items()}
-        pixels = torch.stack([_pixels(square) for square in squares.values()])
+        check_normalisation(mean, std)
+        named = named_images(images, "AttentionDistance")
+        squares = {n: middle_square(i, shape.image_size) for n, i in named.items()}
+        pixels = torch.stack([unit_pixels(square) for square in squares.values()])
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         state = {
-            "images": [{"name": n, "bytes": _webp(square)} for n, square in squares.items()],
+            "images": [{"name": n, "bytes": webp_bytes(square)} for n, square in squares.items()],
             "models": list(models),
             "layers": shape.layers,
             "heads": shape.heads,
@@ -333,8 +335,3 @@ class AttentionDistance(Widget):
             return reach / reach.sum()
         token = self.learned + self.query if self.view == "patch" else 0
         return self.attention()[self.layer, self.head, token]
-
-
-def _pixels(square: Image.Image) -> Float[Tensor, "3 size size"]:
-    """Values in [0, 1], of the very pixels that the page shows."""
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255

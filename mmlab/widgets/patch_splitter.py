@@ -11,11 +11,18 @@ import torch
 import traitlets
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from mmlab.datasets.example import Example
 from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.pictures import (
+    check_normalisation,
+    float32_bytes,
+    middle_square,
+    named_images,
+    webp_bytes,
+)
 
 ORDERS = ("raster", "column", "snake", "shuffled")
 HEAD_DIM = 12
@@ -62,56 +69,9 @@ def reading_order(order: str, grid: int, seed: int = 0) -> list[int]:
     return [index for row in rows for index in row]
 
 
-def _named_images(images: Mapping[str, Tensor] | Sequence[Example]) -> dict[str, Tensor]:
-    """Name → image; examples are named by label, and by id where a label comes twice."""
-    if isinstance(images, Mapping):
-        named = dict(images)
-    else:
-        labels = [example.label for example in images]
-        named = {e.label if labels.count(e.label) == 1 else e.id: e.image for e in images}
-    if not named:
-        raise ValueError("images is empty; PatchSplitter needs at least one picture")
-    for name, image in named.items():
-        _check_image(name, image)
-    return named
-
-
-def _check_image(name: str, image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-        given = getattr(image, "dtype", type(image).__name__)
-        raise ValueError(f"images[{name!r}] is {given}; allowed is a uint8 tensor (0-255)")
-    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(
-            f"images[{name!r}] has shape {tuple(image.shape)}; allowed is (3, height, width), RGB"
-        )
-
-
-def _square(image: UInt8[Tensor, "3 height width"], size: int) -> Image.Image:
-    """The middle square, resized."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-
-
-def _webp(picture: Image.Image) -> bytes:
-    """Lossless, so that the page computes with the very pixels that Python has."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=True, quality=75)
-    return buffer.getvalue()
-
-
-def _float_bytes(*tensors: Tensor) -> bytes:
-    arrays = [t.detach().to("cpu", torch.float32).flatten().numpy() for t in tensors]
-    return np.concatenate(arrays).astype("<f4").tobytes()
-
-
 def _check_image_size(image_size: int) -> None:
     if not 8 <= image_size <= MAX_IMAGE_SIZE:
         raise ValueError(f"image_size={image_size}; allowed are 8 to {MAX_IMAGE_SIZE} pixels")
-
-
-def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean={mean} and std={std}; allowed are three numbers each, std above 0")
 
 
 def _usual_patch_sizes(image_size: int) -> list[int]:
@@ -233,9 +193,9 @@ class PatchSplitter(Widget):
         language: str = "en",
         **traits: Any,
     ):
-        named = _named_images(images)
+        named = named_images(images, "PatchSplitter")
         _check_image_size(image_size)
-        _check_normalisation(mean, std)
+        check_normalisation(mean, std)
         generator = torch.Generator().manual_seed(seed)
         if embedding is None:
             embedding, trained = (
@@ -250,7 +210,8 @@ class PatchSplitter(Widget):
         grid = image_size // patch_size
         state = {
             "images": [
-                {"name": n, "bytes": _webp(_square(i, image_size))} for n, i in named.items()
+                {"name": name, "bytes": webp_bytes(middle_square(image, image_size))}
+                for name, image in named.items()
             ],
             "image_size": image_size,
             "patch_size": patch_size,
@@ -340,11 +301,11 @@ def _weights(kernels: dict, max_grid: int, generator: torch.Generator) -> dict[s
     return {
         "dim": dim,
         "kernels": {
-            str(p): {"weight": _float_bytes(weight), "bias": _float_bytes(bias)}
+            str(p): {"weight": float32_bytes(weight), "bias": float32_bytes(bias)}
             for p, (weight, bias) in kernels.items()
         },
-        "head": _float_bytes(*_head(dim, generator)),
-        "position_table": _float_bytes(positions),
+        "head": float32_bytes(*_head(dim, generator)),
+        "position_table": float32_bytes(positions),
     }
 
 

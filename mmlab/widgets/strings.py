@@ -240,6 +240,142 @@ STRINGS["en"]["attention_distance"] = {
     ),
 }
 
+STRINGS["en"]["families"] = {
+    "locale": "en",
+    "title": "Five families",
+    "sentence": (
+        "Five families: {family}, layer {layer} of {layers}, on a picture of {patches} patches "
+        "and its caption of {words} words, “{caption}”. By then {known} of {pairs} pairs of "
+        "tokens can have influenced each other."
+    ),
+    "pair": "Picture and caption",
+    "family": "Family",
+    "family_single_stream": "single-stream",
+    "family_dual_stream": "dual-stream",
+    "family_dual_encoder": "dual encoder",
+    "family_fusion": "fusion",
+    "family_mixture_of_experts": "mixture of experts",
+    "about_single_stream": (
+        "Words and patches are one sequence from the first layer on, with one set of weights, as "
+        "in VisualBERT, UNITER and ViLT."
+    ),
+    "about_dual_stream": (
+        "Each kind first has layers of its own; then both streams look at each other and at "
+        "themselves in turn, as in LXMERT."
+    ),
+    "about_dual_encoder": (
+        "Two networks that never meet. Only one number, a similarity, joins their outputs, as in "
+        "CLIP."
+    ),
+    "about_fusion": (
+        "Words and patches are read apart; then the words go on and read the finished patches, "
+        "which never learn of them, as in ALBEF."
+    ),
+    "about_mixture_of_experts": (
+        "All tokens share the attention; each kind then has an MLP of its own, its expert, as in "
+        "the lower layers of VLMo."
+    ),
+    "layer": "Layer",
+    "layer_number": "Layer {layer}",
+    "layer_name": "Layer {layer}: {kind}",
+    "kind_together": "every token looks at all tokens",
+    "kind_apart": "words look at words, patches at patches",
+    "kind_swap": "words look at patches, patches at words",
+    "kind_words": "words look at words, the patches wait",
+    "kind_read": "words look at patches, the patches wait",
+    "think_both": "One MLP for all tokens.",
+    "think_apart": "An MLP for words, another for patches.",
+    "think_words": "An MLP for the words only.",
+    "think_none": "No MLP in this layer.",
+    "view": "Show",
+    "view_looks": "who looks at whom",
+    "view_reach": "who can have influenced whom",
+    "lead_looks": "Layer {layer} of {layers}: *{kind}*. {think}",
+    "lead_reach": (
+        "After layer {layer} of {layers}, *{known} %* of all pairs of tokens can have influenced "
+        "each other."
+    ),
+    "word": "The caption: choose a word",
+    "picture": "The picture: choose a patch",
+    "picture_label": (
+        "The picture, cut into patches. Chosen: {token}. The arrow keys move to the next patch."
+    ),
+    "matrix_looks": "Attention: row looks at column",
+    "matrix_reach": "Influence: column has reached row",
+    "matrix_label": (
+        "A matrix with a row and a column for each word and each patch, words first. Chosen row: "
+        "{token}. Up and down arrow keys move to the next row."
+    ),
+    "words": "words",
+    "patches": "patches",
+    "token_word": "word {number}, “{word}”",
+    "token_patch": "patch in row {row}, column {column}",
+    "readout_looks": (
+        "*{token}* gives {words} % of its attention to words and {patches} % to patches. Most, "
+        "{most} %, goes to {target}."
+    ),
+    "readout_idle": "*{token}* does not look around in this layer: it stays as it was.",
+    "readout_reach": (
+        "*{token}* can have been influenced by {words} of {all_words} words and {patches} of "
+        "{all_patches} patches. It can have influenced {heard_words} words and {heard_patches} "
+        "patches."
+    ),
+    "mass": "How attention divides between words and patches in this layer",
+    "mass_from": "who looks",
+    "mass_at": "at {kind}",
+    "percent": "{value} %",
+    "nothing": "–",
+    "pair_cost": "What one pair costs",
+    "num_words": "Words",
+    "patch_grid": "Patches",
+    "grid": "{grid} × {grid} = {patches}",
+    "cost_family": "family",
+    "cost_parameters": "weights",
+    "cost_attention": "attention",
+    "cost_total": "all",
+    "millions": "{value} M",
+    "giga": "{value} GMAC",
+    "cost_note": (
+        "The layers above at BERT-base's width, {dim}, embeddings left out. Attention is the part "
+        "that words and patches pay for looking at each other; all includes the linear layers. "
+        "1 GMAC is a billion multiply-adds."
+    ),
+    "search_cost": "What a search costs",
+    "search_lead": (
+        "Score each of {captions} captions with each of {images} pictures: *{pairs} pairs*."
+    ),
+    "num_images": "Pictures",
+    "num_captions": "Captions",
+    "top_k": "Re-rank the best k",
+    "examples": "Test sets from the papers",
+    "example": "{name}: {images} × {captions}, k = {k}",
+    "not_a_count": "Allowed are whole numbers from {low} to {high}.",
+    "search_alone": "runs on one caption or picture",
+    "search_pairs": "runs on a pair",
+    "search_total": "multiply-adds",
+    "rerank": "fusion, best k only",
+    "search_note": (
+        "What a token's layers compute before the first look at the other kind is computed once, "
+        "kept and used again; the rest is computed for each pair. Re-ranking scores all pairs by "
+        "the similarity of the two separate parts first, then runs the fusion layers on the best k "
+        "captions of each picture and the best k pictures of each caption. The similarities "
+        "themselves, one product of two vectors a pair, are left out."
+    ),
+    "unit_9": "{value} G",
+    "unit_12": "{value} T",
+    "unit_15": "{value} P",
+    "unit_18": "{value} E",
+    "unit_21": "{value} Z",
+    "about": "How this is computed",
+    "about_text": (
+        "The five networks are toys with random weights: who can look at whom is the design's "
+        "doing and true of any weights, the shades are not. Their attention on this pair was "
+        "recorded, mean over the heads. Who can have influenced whom follows from it: a token "
+        "knows itself, and after each layer also what those knew that it looked at. Weights and "
+        "multiply-adds were counted on the same networks made {dim} wide."
+    ),
+}
+
 
 def strings_for(figure: str, language: str = "en") -> dict[str, str]:
     """The words of one figure; ValueError if there is no such language."""

@@ -45,12 +45,6 @@ function hatchRest(context, side, filled, colour) {
   context.restore();
 }
 
-// A round number of about value / count: 1, 2 or 5 times a power of ten.
-function tickStep(value, count) {
-  const power = 10 ** Math.floor(Math.log10(value / count));
-  return [1, 2, 5, 10].map((m) => m * power).find((step) => value / step <= count);
-}
-
 function drawChart(canvas, width, { curves, xRange, present, names }, colour) {
   const [height, left, right, top, bottom] = [230, 46, 12, 22, 40];
   const context = fitCanvas(canvas, width, height);

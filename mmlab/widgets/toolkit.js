@@ -40,6 +40,12 @@ function fixed(value, digits) {
   return value < 0 && Number(text) !== 0 ? "\u2212" + text : text;
 }
 
+// A round number of about value / count: 1, 2 or 5 times a power of ten.
+function tickStep(value, count) {
+  const power = 10 ** Math.floor(Math.log10(value / count));
+  return [1, 2, 5, 10].map((m) => m * power).find((step) => value / step <= count);
+}
+
 // mulberry32: 32-bit integers only, so that Python and every browser shuffle alike.
 function randomIntegers(seed) {
   let state = seed >>> 0;

@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import DistributedType, PartialState
 from safetensors.torch import load_file
 
 from mmlab.hub import CheckpointError, create_model
 from mmlab.training.loop import TrainingError
 from mmlab.training.run import (
     _check_distribution,
+    image_size,
     load_network,
     read_metrics,
     recipe_of,
@@ -168,12 +169,21 @@ def test_nothing_is_written_for_a_recipe_that_cannot_be(tmp_path):
         {"size": "mimi"},
         {"model": {"dmi": 3}},
         {"model": {"num_classes": 3}},
+        {"model": {"num_channels": 1}},
+        {"model": {"grid": 3}},
         {"target": "grup"},
         {"batch_size": 10_000},
     ):
         with pytest.raises(ValueError):
             run(replace(TINY, **change), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_s_own_patches_must_fill_the_image():
+    model = {"image_size": 42, "patch_size": 14, "stem": "linear"}
+    assert image_size(replace(TINY, model=model)) == 42
+    with pytest.raises(ValueError, match="image_size must be a multiple of patch_size=14, got 48"):
+        image_size(replace(TINY, model={**model, "image_size": 48}))
 
 
 def test_weights_of_another_target_are_refused(unbroken):
@@ -184,6 +194,20 @@ def test_weights_of_another_target_are_refused(unbroken):
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no weights"):
         weights_file(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_costs_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
+    PartialState._reset_state()
+    try:
+        with pytest.raises(
+            ValueError, match=r"the device that accelerate is set to: .*CUDA"
+        ) as caught:
+            run(TINY, tmp_path / "run")
+    finally:
+        PartialState._reset_state()
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_model_in_pieces_is_refused():

@@ -16,6 +16,9 @@ PAGE = """<!doctype html>
 </html>"""
 
 
+HOSTILE = '<img src="x" onerror="window.hacked=1"></script><script>window.hacked=1</script><!--'
+
+
 def write_page(path: Path, *widgets) -> Path:
     body = "\n".join(widget.to_html() for widget in widgets)
     path.write_text(PAGE.format(body=body), encoding="utf-8")
@@ -66,3 +69,13 @@ def marked(strings: dict[str, str]) -> dict[str, str]:
 
 def latin_words(texts: list[str]) -> list[str]:
     return [text for text in texts if re.search("[A-Za-z]{2,}", text)]
+
+
+def settle(page) -> None:
+    """Wait until the figure has drawn what has just changed."""
+    page.evaluate("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
+
+
+def boards(page) -> list:
+    """The canvases that can be pointed at."""
+    return page.locator("canvas[role=application]").all()

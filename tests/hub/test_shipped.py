@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmlab
+from mmlab.hub import CheckpointError, list_mini_checkpoints, mini_checkpoint, read_checkpoint
+from mmlab.tasks.classification import accuracy, emoji_images
+from mmlab.training.recipe import parse_recipe
+
+NAMES = tuple(list_mini_checkpoints())
+
+
+def test_vit_mini_is_there():
+    assert mini_checkpoint("vit-mini") == list_mini_checkpoints()["vit-mini"]
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(CheckpointError, match=r"no trained 'vit-mni'; did you mean 'vit-mini'\?$"):
+        mini_checkpoint("vit-mni")
+    with pytest.raises(CheckpointError, match=r"no trained '../emoji'; there are .*vit-mini"):
+        mini_checkpoint("../emoji")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_small_and_in_half_precision(name):
+    path = mini_checkpoint(name)
+    assert path.stat().st_size <= 5_000_000
+    tensors = read_checkpoint(path).tensors
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float16}
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_tells_where_it_comes_from(name):
+    metadata = read_checkpoint(mini_checkpoint(name)).metadata
+    recipe = parse_recipe(metadata["mmlab.recipe"], name)
+    assert recipe.model_name == name and int(metadata["mmlab.seed"]) == recipe.seed
+    assert (Path(mmlab.__file__).parents[1] / metadata["mmlab.data_card"]).is_file()
+    assert metadata["mmlab.card"].startswith(f"# {name}\n")
+    for part in ("Use", "Training", "Limits", "Licence"):
+        assert f"**{part}.**" in metadata["mmlab.card"]
+    assert json.loads(metadata["mmlab.made_with"])["threads"] == 1
+
+
+@pytest.fixture(scope="module")
+def vit_mini():
+    path = mini_checkpoint("vit-mini")
+    classes = json.loads(read_checkpoint(path).metadata["mmlab.classes"])
+    return mmlab.create_model("vit-mini", pretrained=path, num_classes=len(classes)).eval()
+
+
+def test_the_model_computes_in_single_precision(vit_mini):
+    assert {t.dtype for t in vit_mini.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("name", "split"), [("fluent", "train"), ("fluent_held_out", "held_out")])
+def test_the_recorded_accuracy_is_met_again(name, split, vit_mini):
+    metadata = read_checkpoint(mini_checkpoint("vit-mini")).metadata
+    recorded = json.loads(metadata["mmlab.metrics"])[name]
+    images = emoji_images(48, "group", split, "fluent")
+    assert list(images.classes) == json.loads(metadata["mmlab.classes"])
+    measured = accuracy(vit_mini, images)
+    assert abs(measured.accuracy - recorded["accuracy"]) <= 0.005
+    assert recorded["num_images"] == measured.num_images
+    assert measured.accuracy > 2 * recorded["commonest_class"]
+
+
+def test_a_fresh_head_and_other_sizes_fit_half_precision_weights():
+    path = mini_checkpoint("vit-mini")
+    model = mmlab.create_model("vit-mini", pretrained=path, num_classes=5, image_size=64).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
