@@ -62,7 +62,7 @@ format: $(VENV)/.installed-test  ## mend style and formatting
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: $(VENV)/.installed-test  ## measure speed side by side with what else you could use
-	$(PY) benchmarks/scenes.py && $(PY) benchmarks/vit.py
+	$(PY) benchmarks/all.py
 
 data: $(VENV)/.installed-test  ## rebuild the emoji set from its npm packages, byte for byte
 	$(PY) data/build_emoji.py

@@ -33,12 +33,23 @@ def examples_per_second(image_size: int) -> float:
     return len(data) / (time.perf_counter() - start)
 
 
-if __name__ == "__main__":
+def measure():
+    """Figures by image size, on one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     scenes(256).images()
+    figures = {}
     for size in (32, 64, 96):
         wall = images_per_second(size, time.perf_counter)
         # Other work on the machine slows the clock on the wall, not the processor's own.
         core = images_per_second(size, time.process_time)
+        figures[f"{size} px"] = {"images_a_second": wall, "images_a_processor_second": core}
         print(f"{size:3d} px: {wall:8,.0f} images/s, {core:8,.0f} per second of processor time")
+    figures["64 px, everything known"] = {"images_a_second": examples_per_second(64)}
     print(f" 64 px: {examples_per_second(64):8,.0f} examples/s (images, captions, questions)")
+    torch.set_num_threads(threads)
+    return figures
+
+
+if __name__ == "__main__":
+    measure()

@@ -2,43 +2,20 @@
 
     python benchmarks/vit.py [--rounds 7] [--batch-size 8] [--json FILE]
 
-The contestants take turns in one process, so that a slow minute of the machine hits both; a ratio
-is the median over the rounds of (their time / our time). Above 1 is faster here.
+See ``pairs.py`` for how the two are compared.
 """
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import transformers
+from pairs import compare, headline
 
 from mmlab.analysis import record_attention
 from mmlab.models.vit import VIT_B_16, ViT
-
-
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compare(name, theirs, ours, rounds):
-    """Time both ``rounds`` times in turn, the first turn unmeasured."""
-    theirs(), ours()
-    pairs = []
-    for round_number in range(rounds):
-        # Who goes first changes from round to round.
-        order = (theirs, ours) if round_number % 2 else (ours, theirs)
-        seconds = {function: timed(function) for function in order}
-        pairs.append((seconds[theirs], seconds[ours]))
-    their_median, our_median = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(f"{name:34s} {1e3 * their_median:9.1f} ms {1e3 * our_median:9.1f} ms   x{ratio:.3f}")
-    return {"theirs_s": their_median, "ours_s": our_median, "ratio": ratio}
 
 
 def build_models():
@@ -78,12 +55,12 @@ def recorded_forward(model, images):
     return run
 
 
-def measure(rounds, batch_size):
+def measure(rounds=7, batch_size=8):
     torch.manual_seed(0)
     theirs, ours = build_models()
     images = torch.randn(batch_size, 3, 224, 224)
     labels = torch.randint(1000, (batch_size,))
-    print(f"{'ViT-B/16, fp32, batch ' + str(batch_size):34s} {'theirs':>12s} {'ours':>12s}   ratio")
+    headline(f"ViT-B/16, fp32, batch {batch_size}")
     results = {
         "forward": compare("forward", forward(theirs, images), forward(ours, images), rounds),
         "training_step": compare(
