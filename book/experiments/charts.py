@@ -96,11 +96,11 @@ def findings(result: Mapping[str, Any]) -> str:
         f"{sentence(finding['measured'])} ({', '.join(finding['claims'])})"
         for finding in result["findings"]
     ]
-    name, minutes = result["name"], result["seconds"] / 60
+    name = result["name"]
     lines.append("")
     lines.append(
-        f"{len(result['seeds'])} seeds, {minutes:.0f} minutes of one core in all. "
-        f"The script with its rules: [{name}.py](experiments/{name}.py); every figure: "
+        f"{len(result['seeds'])} seeds. The script with its rules: "
+        f"[{name}.py](experiments/{name}.py); every figure: "
         f"[{name}.json](../data/results/{name}.json)."
     )
     return "\n".join(lines)
