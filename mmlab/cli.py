@@ -288,38 +288,9 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Tell a model's shapes, parameters and costs; no weights are made."""
-    from mmlab.hub import model_config
+    from mmlab.analysis.describe import describe
 
-    _print({"model": model, **_describe(model_config(model))}, as_json)
-
-
-def _describe(config) -> dict[str, object]:
-    """Shapes for one image, parameters, and the cost of one image."""
-    import torch
-
-    from mmlab.analysis import count_parameters, vit_macs
-    from mmlab.models.vit import ViT
-
-    with torch.device("meta"):
-        model = ViT(config)
-    heads = [model.head, model.distillation_head]
-    in_heads = sum(count_parameters(head) for head in heads if head is not None)
-    macs = vit_macs(config)
-    return {
-        "images": [1, config.num_channels, config.image_size, config.image_size],
-        "tokens": [1, config.num_tokens, config.dim],
-        "image_features": [1, config.dim],
-        "logits": [1, config.num_classes],
-        "patch_size": config.patch_size,
-        "num_patches": config.num_patches,
-        "num_prefix_tokens": config.num_prefix_tokens,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
-        "parameters": count_parameters(model),
-        "parameters_without_head": count_parameters(model) - in_heads,
-        "gmacs": round(macs / 1e9, 4),
-        "gflops": round(2 * macs / 1e9, 4),
-    }
+    _print(describe(model), as_json)
 
 
 def _print(table: dict[str, object], as_json: bool) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
+from mmlab.models.clip import CLIPConfig
+from mmlab.models.clip_resnet import EXPANSION
 from mmlab.models.vit import ViTConfig
 from mmlab.nn import conv_stem_widths
 
@@ -15,9 +19,13 @@ _PARTS = {
     "position_embedding": "positions",
     "attention": "attention",
     "mlp": "mlp",
+    "token_embedding": "embedding",
+    "norm_pre": "norms",
     "norm1": "norms",
     "norm2": "norms",
     "norm": "norms",
+    "image_projection": "head",
+    "text_projection": "head",
     "pre_logits": "head",
     "head": "head",
     "distillation_head": "head",
@@ -67,12 +75,53 @@ def vit_macs(config: ViTConfig) -> int:
     return _stem_macs(config) + blocks + pre_logits + heads
 
 
-def _stem_macs(config: ViTConfig) -> int:
+def _stem_macs(config: ViTConfig | CLIPConfig) -> int:
     if config.stem == "linear":
         values = config.num_channels * config.patch_size**2
-        return config.num_patches * values * config.dim
-    macs, channels = config.num_patches * config.dim**2, config.num_channels
+        return math.prod(config.grid) * values * config.dim
+    macs, channels = math.prod(config.grid) * config.dim**2, config.num_channels
     for stage, width in enumerate(conv_stem_widths(config.patch_size, config.dim), start=1):
         macs += (config.image_size // 2**stage) ** 2 * 9 * channels * width
         channels = width
     return macs
+
+
+def clip_image_macs(config: CLIPConfig) -> int:
+    """MACs of one image through a ``CLIP``, with its projection."""
+    if config.stages:
+        return _resnet_macs(config)
+    blocks = config.depth * block_macs(config.num_image_tokens, config.dim, config.mlp_dim)
+    return _stem_macs(config) + blocks + config.dim * config.embed_dim
+
+
+def clip_text_macs(config: CLIPConfig, num_tokens: int | None = None) -> int:
+    """MACs of one caption of ``num_tokens`` (all that fit if None) through a ``CLIP``.
+
+    The half of the attention that the causal mask hides is counted, as usual.
+    """
+    num_tokens = config.context_length if num_tokens is None else num_tokens
+    blocks = config.text_depth * block_macs(num_tokens, config.text_dim, config.text_mlp_dim)
+    return blocks + config.text_dim * config.embed_dim
+
+
+def _resnet_macs(config: CLIPConfig) -> int:
+    """Convolutions and attention pooling of a CLIP ResNet."""
+    width, cells = config.dim, (config.image_size // 2) ** 2
+    half = width // 2
+    macs = cells * 9 * (config.num_channels * half + half**2 + half * width)
+    cells, in_channels = cells // 4, width
+    for stage, num_blocks in enumerate(config.stages):
+        inside, stride = width * 2**stage, 1 if stage == 0 else 2
+        outside = EXPANSION * inside
+        # Averaging comes after the first two convolutions of a block, and before the others.
+        macs += cells * (in_channels * inside + 9 * inside**2)
+        cells //= stride**2
+        macs += cells * (inside + in_channels) * outside
+        macs += (num_blocks - 1) * cells * (2 * inside * outside + 9 * inside**2)
+        in_channels = outside
+    return macs + _attention_pool_macs(in_channels, cells + 1, config.embed_dim)
+
+
+def _attention_pool_macs(dim: int, num_tokens: int, embed_dim: int) -> int:
+    """One query, keys and values of all tokens, the attention, the way out."""
+    return dim**2 * (1 + 2 * num_tokens) + 2 * num_tokens * dim + dim * embed_dim

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from mmlab.models import clip, flip, mae, vit
+from mmlab.models import clip, flip, mae, vilt, vit
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ FAMILIES = {
         },
         layouts="flip*",
         positions={"image_encoder.position_embedding": 1},
+    ),
+    "vilt": Family(
+        network=vilt.ViLT,
+        sizes={
+            "vilt-b-32": vilt.VILT_B_32,
+            "vilt-b-32-vqa": vilt.VILT_B_32_VQA,
+            "vilt-b-32-nlvr2": vilt.VILT_B_32_NLVR2,
+            "vilt-b-32-retrieval": vilt.VILT_B_32_RETRIEVAL,
+            "vilt-mini": vilt.VILT_MINI,
+        },
+        layouts="vilt*",
+        positions={"position_embedding": 1},
+        behaviour=("norm_eps", "text_norm_eps", "activation"),
     ),
 }
 

@@ -161,7 +161,7 @@ def fit_state(
 
 def _check_fits(source: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """CheckpointError unless ``state`` has exactly the keys and shapes of ``own``."""
-    problems = key_problems({key: tensor.shape for key, tensor in own.items()}, state)
+    problems = key_problems(own, state)
     if problems:
         raise CheckpointError(f"{source!r} does not fit: {first_problems(problems)}")
 

@@ -60,11 +60,11 @@ def load_network(
     checkpoint = _read(family, config, file)
     config = _take_behaviour(family, config, overrides, checkpoint)
     skeleton = _skeleton(family, config)
-    state = dict(checkpoint.state)
+    state = _fresh_counters(skeleton) | checkpoint.state
     if "image_size" in overrides:
         state |= _stretched_positions(family, skeleton, checkpoint)
     told = _differences(config, _architecture(family, config, checkpoint))
-    if told or key_problems(_shapes(skeleton.state_dict()), state):
+    if told or key_problems(skeleton.state_dict(), state):
         raise CheckpointError(_explain(name, family, config, told, checkpoint))
     network = family.network(config)
     computed = {key: t for key, t in network.state_dict().items() if state[key].is_meta}
@@ -72,14 +72,14 @@ def load_network(
     return network
 
 
-def key_problems(own: Mapping[str, object], state: Mapping[str, Tensor]) -> list[str]:
-    """Where ``state`` has other keys or shapes than ``own``, which gives the shape of each key."""
+def key_problems(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Where ``state`` has other keys or shapes than ``own``."""
     problems = [f"lacks {key!r}" for key in own if key not in state]
     problems += [f"has {key!r} left over" for key in state if key not in own]
     problems += [
-        f"has {key!r} as {tuple(state[key].shape)} instead of {tuple(shape)}"
-        for key, shape in own.items()
-        if key in state and tuple(state[key].shape) != tuple(shape)
+        f"has {key!r} as {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in state and state[key].shape != tensor.shape
     ]
     return problems
 
@@ -102,10 +102,13 @@ def saved_config(metadata: Mapping[str, str]) -> dict[str, object]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
 
 
-def read_hf_config(meaning: HFConfig, config: Mapping[str, object]) -> dict[str, object]:
+def read_hf_config(
+    meaning: HFConfig, config: Mapping[str, object], implied: Settings
+) -> dict[str, object]:
     """Our settings in a ``config.json`` of transformers; nothing if it is of another library.
 
-    CheckpointError if it is that of another model, or has a value that we have no name for.
+    A field that is missing has the value that its layout implies, if there is one. CheckpointError
+    if the file is that of another model, or has a value that we have no name for.
     """
     if "model_type" not in config:
         return {}
@@ -114,18 +117,19 @@ def read_hf_config(meaning: HFConfig, config: Mapping[str, object]) -> dict[str,
     settings = {}
     for ours, paths in meaning.fields.items():
         found = [_at(config, path) for path in ((paths,) if isinstance(paths, str) else paths)]
-        values = [value for value in found if value is not None]
+        known = [implied.get(ours) if value is None else _our_value(ours, value) for value in found]
+        values = [value for value in known if value is not None]
         if any(value != values[0] for value in values):
             shown = first_few(map(str, values))
             raise CheckpointError(f"its config.json has several values for {ours}: {shown}")
         if values:
             settings[ours] = values[0]
-    if "activation" in settings:
-        settings["activation"] = _our_activation(settings["activation"])
     return settings
 
 
-def _our_activation(theirs: object) -> str:
+def _our_value(field: str, theirs: object) -> object:
+    if field != "activation":
+        return theirs
     if not isinstance(theirs, str) or theirs not in HF_ACTIVATIONS:
         raise CheckpointError(f"its activation {theirs!r} is none of {list(HF_ACTIVATIONS)}")
     return HF_ACTIVATIONS[theirs]
@@ -148,7 +152,7 @@ def _read(family: Family, config: object, file: CheckpointFile) -> _Checkpoint:
         table = get_layout(layout)
         told = dict(table.config)
         if table.hf_config is not None:
-            told |= read_hf_config(table.hf_config, file.config)
+            told |= read_hf_config(table.hf_config, file.config, table.config)
         state = to_mmlab(layout, file.tensors)
         return _Checkpoint(file.source, layout, state, told, saved, table.interpolation)
     except ValueError as error:
@@ -190,6 +194,12 @@ def _architecture(family: Family, config: object, checkpoint: _Checkpoint) -> Se
 def _differences(config: object, told: Settings) -> list[str]:
     own = {key: getattr(config, key) for key in told}
     return [f"{key}={told[key]!r} (not {own[key]!r})" for key in told if told[key] != own[key]]
+
+
+def _fresh_counters(skeleton: nn.Module) -> dict[str, Tensor]:
+    """Zero for what batch norms count in training, which old files lack; no result needs it."""
+    counters = (key for key in skeleton.state_dict() if key.endswith(".num_batches_tracked"))
+    return {key: torch.tensor(0) for key in counters}
 
 
 def _skeleton(family: Family, config: object) -> nn.Module:
@@ -250,11 +260,13 @@ def _explain(
     name: str, family: Family, config: object, told: list[str], checkpoint: _Checkpoint
 ) -> str:
     """Why the checkpoint does not fit, in one sentence, and what it would fit."""
-    own = _shapes(_skeleton(family, config).state_dict())
+    skeleton = _skeleton(family, config)
+    own = _shapes(skeleton.state_dict())
+    state = _fresh_counters(skeleton) | checkpoint.state
     other = _fitting(name, family, checkpoint)
     hint = f"; it fits {other!r}" if other else ""
     misfits = _misfits(family, own, checkpoint)
-    problems = key_problems(own, checkpoint.state)
+    problems = key_problems(skeleton.state_dict(), state)
     if not told and misfits and len(problems) == len(misfits):
         size = _size_of_file(family, config, own, misfits[0], checkpoint)
         return (
@@ -274,7 +286,7 @@ def _config_of_file(family: Family, config: object, checkpoint: _Checkpoint) -> 
     known = {field.name for field in fields(config)} & checkpoint.saved.keys()
     try:
         own = replace(config, **{key: checkpoint.saved[key] for key in known})
-        fits = not key_problems(_shapes(_skeleton(family, own).state_dict()), checkpoint.state)
+        fits = not key_problems(_skeleton(family, own).state_dict(), checkpoint.state)
     except (ValueError, TypeError):
         return None
     return own if fits else None

@@ -257,7 +257,7 @@ def test_tied_tensors_pass_through_the_whole_conversion(monkeypatch):
     assert_equal(to_mmlab("toy", wrapped), ours)
     assert detect_layout(wrapped) == "toy"
     theirs["head.weight"] = theirs["head.weight"] + 1
-    with pytest.raises(CheckpointError, match="'head.weight' and 'words.weight' must be the same"):
+    with pytest.raises(CheckpointError, match=r"'head.weight' and 'words.weight' must be the same"):
         to_mmlab("toy", theirs)
 
 

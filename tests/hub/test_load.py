@@ -187,17 +187,18 @@ def test_computed_positions_are_computed_anew(tmp_path):
 
 
 def test_behaviour_comes_from_the_file_unless_it_is_given(tmp_path):
-    vision, text = {"hidden_act": "gelu"}, {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
-    folder = write_hf(tmp_path / "hf", small(), vision_config=vision, text_config=text)
+    told = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    folder = write_hf(tmp_path / "hf", small(), vision_config=told, text_config=told)
     assert (load(folder).config.activation, load(folder).config.norm_eps) == ("gelu", 1e-6)
     assert load(folder, activation="quick_gelu").config.activation == "quick_gelu"
     (folder / "config.json").unlink()
     assert (load(folder).config.activation, load(folder).config.norm_eps) == ("quick_gelu", 1e-5)
 
 
-def test_two_activations_are_refused(tmp_path):
-    texts = {"vision_config": {"hidden_act": "gelu"}, "text_config": {"hidden_act": "quick_gelu"}}
-    folder = write_hf(tmp_path / "hf", small(), **texts)
+@pytest.mark.parametrize("text", [{"hidden_act": "quick_gelu"}, {}], ids=["told", "implied"])
+def test_two_activations_are_refused(tmp_path, text):
+    towers = {"vision_config": {"hidden_act": "gelu"}, "text_config": text}
+    folder = write_hf(tmp_path / "hf", small(), **towers)
     with pytest.raises(
         CheckpointError, match="several values for activation: 'gelu', 'quick_gelu'"
     ):
@@ -214,7 +215,7 @@ def test_the_config_json_of_another_model_is_an_error(tmp_path):
 def test_an_unknown_activation_is_an_error(value):
     meaning = HFConfig(("clip",), {"activation": "hidden_act"})
     with pytest.raises(CheckpointError, match=r"its activation .* is none of"):
-        read_hf_config(meaning, {"model_type": "clip", "hidden_act": value})
+        read_hf_config(meaning, {"model_type": "clip", "hidden_act": value}, {})
 
 
 @pytest.mark.parametrize("value", ["small", -1.0])
