@@ -237,19 +237,27 @@ class Tokenizer:
     def save(self, path: PathLike) -> None:
         """Write everything to one JSON file, whole or not at all."""
         path = Path(path)
-        engine = json.loads(self.engine.to_str())
-        content = {"format": _FORMAT, "layout": asdict(self.layout), "engine": engine}
         aside = path.with_name(f".{path.name}.part")
         try:
-            aside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            aside.write_text(self.to_json(indent=1), encoding="utf-8")
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
 
+    def to_json(self, indent: int | None = None) -> str:
+        """Everything as one text, for ``from_json``."""
+        engine = json.loads(self.engine.to_str())
+        content = {"format": _FORMAT, "layout": asdict(self.layout), "engine": engine}
+        return json.dumps(content, ensure_ascii=False, indent=indent)
+
     @classmethod
     def load(cls, path: PathLike) -> Tokenizer:
         """Read what ``save`` wrote; ValueError if the file holds anything else."""
-        text = read_text(path)
+        return cls.from_json(read_text(path), str(path))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the text") -> Tokenizer:
+        """The tokenizer in what ``to_json`` gave; an error calls it ``source``."""
         try:
             content = json.loads(text)
             if content["format"] != _FORMAT:
@@ -258,7 +266,7 @@ class Tokenizer:
             return cls(engine, TokenLayout(**content["layout"]))
         except Exception as error:  # tokenizers raises a bare Exception
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path} is not a tokenizer saved by mmlab ({reason})") from None
+            raise ValueError(f"{source} is not a tokenizer saved by mmlab ({reason})") from None
 
     @classmethod
     def from_bert_vocab(cls, source: PathLike, lowercase: bool | None = None) -> Tokenizer:
