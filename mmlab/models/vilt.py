@@ -38,8 +38,8 @@ from mmlab.objectives.matching import matching_loss
 from mmlab.objectives.transport import word_patch_alignment_loss
 
 HEADS = ("words", "match", "patches", "answer", "rank")
-TEXT, FIRST_IMAGE = 0, 1
-"""Rows of the modality table; a second image has row 2."""
+TEXT_ROW = 0
+"""The modality table's row for text; image number n has row n."""
 
 NUM_SHADES = 256
 MASKED_SHARE, HIDDEN_SHARE = 0.15, 0.8
@@ -213,8 +213,8 @@ class ViLT(nn.Module):
     def embed_text(
         self, input_ids: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """BERT's embeddings and the modality row of text (ViLT, equation 1)."""
-        return self.text_embeddings(input_ids) + self.modality_embedding.weight[TEXT]
+        """BERT's embeddings and the modality row of text (ViLT, equations 1 and 3)."""
+        return self.text_embeddings(input_ids) + self.modality_embedding.weight[TEXT_ROW]
 
     def embed_image(
         self,
@@ -224,27 +224,36 @@ class ViLT(nn.Module):
         image_number: int = 1,
         masked_patches: Bool[Tensor, "batch patches"] | None = None,
     ) -> _ImageTokens:
-        """Class token and patches with positions and modality (ViLT, equation 2); see ``forward``.
+        """Class token and patches with positions and modality (ViLT, equations 2 and 3).
 
-        Each image has the position table stretched over its own patches, not over the padding.
+        Each image has the position table stretched over its own patches, not over the padding. The
+        arguments are those of ``forward``.
         """
         self._check_images(images, image_number)
-        canvas = self._canvas(images)
-        patches = self.patch_embedding(images)
-        if masked_patches is not None:
-            patches = torch.where(masked_patches[..., None], self._mask_token(), patches)
+        patches = self._embed_patches(images, image_sizes, masked_patches)
         valid = self.valid_patches(images, image_sizes)
-        patches = patches + self._positions(canvas, image_sizes)
         if kept is None and image_sizes is not None:
             kept = choose_patches(valid)
         if kept is None:
-            places = torch.arange(math.prod(canvas), device=images.device).expand(len(images), -1)
+            places = torch.arange(patches.shape[1], device=images.device).expand(len(images), -1)
         else:
             patches, valid, places = _take(patches, kept), valid.gather(1, kept), kept
         class_token = self.class_token + self.position_embedding[:, :1]
         tokens = torch.cat([class_token.expand(len(images), -1, -1), patches], dim=1)
         tokens = self.dropout(tokens) + self.modality_embedding.weight[image_number]
         return _ImageTokens(tokens, places, valid)
+
+    def _embed_patches(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        image_sizes: Int64[Tensor, "batch 2"] | None,
+        masked_patches: Bool[Tensor, "batch patches"] | None,
+    ) -> Float[Tensor, "batch patches dim"]:
+        """All patches of the batch with their positions."""
+        patches = self.patch_embedding(images)
+        if masked_patches is not None:
+            patches = torch.where(masked_patches[..., None], self._mask_token(), patches)
+        return patches + self._positions(self._canvas(images), image_sizes)
 
     def valid_patches(
         self,
@@ -263,19 +272,19 @@ class ViLT(nn.Module):
 
     def word_logits(self, features: ViLTFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each text token. ValueError, here and below, without this head."""
-        return self._head("words")(features.text, self.text_embeddings.word_embedding.weight)
+        return self.head("words")(features.text, self.text_embeddings.word_embedding.weight)
 
     def matching_logits(self, features: ViLTFeatures) -> Float[Tensor, "batch 2"]:
         """Output 1 is for "the text fits the image", output 0 for "it does not"."""
-        return self._head("match")(features.pooled)
+        return self.head("match")(features.pooled)
 
     def patch_logits(self, features: ViLTFeatures) -> Float[Tensor, "batch kept channels 256"]:
         """Scores of the mean shade, 0 to 255, of each patch and channel."""
-        return self._head("patches")(features.patches)
+        return self.head("patches")(features.patches)
 
     def answer_logits(self, *features: ViLTFeatures) -> Float[Tensor, "batch classes"]:
         """Scores of the answers; takes the features of each of the ``num_images`` images."""
-        head = self._head("answer")
+        head = self.head("answer")
         count, given = self.config.num_images, len(features)
         if given != count:
             raise ValueError(f"features must be given for num_images={count} images, got {given}")
@@ -283,15 +292,16 @@ class ViLT(nn.Module):
 
     def rank_scores(self, features: ViLTFeatures) -> Float[Tensor, " batch"]:
         """One number a pair; the better the text fits the image, the higher."""
-        return self._head("rank")(features.pooled).squeeze(-1)
+        return self.head("rank")(features.pooled).squeeze(-1)
 
-    def _head(self, name: str) -> nn.Module:
+    def head(self, name: str) -> nn.Module:
+        """The head called ``name``; ValueError if there is none."""
         if name not in self.heads:
             raise ValueError(f"this ViLT has no {name!r} head; it has heads={self.config.heads}")
         return self.heads[name]
 
     def _mask_token(self) -> Float[Tensor, "1 1 dim"]:
-        self._head("patches")
+        self.head("patches")
         return self.mask_token
 
     def _canvas(self, images: Tensor) -> Grid:
@@ -300,7 +310,7 @@ class ViLT(nn.Module):
         return images.shape[-2] // size, images.shape[-1] // size
 
     def _grids(self, image_sizes: Int64[Tensor, "batch 2"]) -> Int64[Tensor, "batch 2"]:
-        """Rows and columns of each image; a patch counts if its top-left pixel does, as there."""
+        """Rows and columns of each image; a patch counts if its top-left pixel does."""
         size = self.config.patch_size
         return (image_sizes + size - 1) // size
 
@@ -511,40 +521,7 @@ def start_from_vit(model: ViLT, vit: ViT) -> None:
     model.load_state_dict(model.state_dict() | theirs)
 
 
-def vilt_classifier(model: ViLT, num_classes: int, num_images: int = 1) -> ViLT:
-    """A ViLT for fine-tuning on questions (VQA) or, with two images, on statements (NLVR2).
-
-    It starts from a pretrained ``model`` with a fresh answer head; a second image starts with the
-    modality row of the first, as in the official code.
-    """
-    heads = {"heads": ("answer",), "num_classes": num_classes, "num_images": num_images}
-    state = dict(model.state_dict())
-    rows = state["modality_embedding.weight"][: FIRST_IMAGE + 1]
-    extra = rows[FIRST_IMAGE:].expand(num_images - 1, -1)
-    state["modality_embedding.weight"] = torch.cat([rows, extra])
-    return _continued(ViLT(replace(model.config, **heads)), state)
-
-
-def vilt_ranker(model: ViLT) -> ViLT:
-    """A ViLT for retrieval: its score starts as the logit for "match" of the pretrained ``model``.
-
-    ValueError if that has no ``"match"`` head.
-    """
-    model._head("match")
-    state = dict(model.state_dict())
-    for name in ("weight", "bias"):
-        state[f"heads.rank.{name}"] = state[f"heads.match.{name}"][1:]
-    return _continued(ViLT(replace(model.config, heads=("rank",), num_classes=0)), state)
-
-
-def _continued(fresh: ViLT, state: dict[str, Tensor]) -> ViLT:
-    """``fresh`` with everything that ``state`` has for it."""
-    own = fresh.state_dict()
-    fresh.load_state_dict(own | {key: t for key, t in state.items() if key in own})
-    return fresh
-
-
-# The one published size (ViLT, section 4.2), and its fine-tuned forms.
+# The one published size (ViLT, section 3.1), and its fine-tuned forms.
 VILT_B_32 = ViLTConfig()
 VILT_B_32_VQA = replace(VILT_B_32, heads=("answer",), num_classes=3129)
 VILT_B_32_NLVR2 = replace(VILT_B_32, heads=("answer",), num_classes=2, num_images=2)
@@ -567,15 +544,16 @@ VILT_MINI = ViLTConfig(
 
 
 class ViLTPretraining(nn.Module):
-    """A ``ViLT`` in pre-training (ViLT, section 3.2); ``network`` is the model.
+    """A ``ViLT`` in pre-training (ViLT, sections 3.2 and 3.3); ``network`` is the model.
 
     ``mask_id`` is the number of the tokenizer's mask token (103 in BERT's vocabulary). Images with
     more than ``max_patches`` patches keep a random choice of them in each forward pass (section
-    3.1: 200); None keeps all. Every random choice is drawn from ``generator``, or from PyTorch's
+    4.2: 200); None keeps all. Every random choice is drawn from ``generator``, or from PyTorch's
     global random state.
 
-    ValueError if the network lacks a ``"words"`` or a ``"match"`` head. With a ``"patches"`` head
-    it also learns to predict masked patches, which the paper tried and gave up (section 4.5).
+    With a ``"patches"`` head the network also learns to predict masked patches, which the paper
+    tried and gave up (section 4.5). ValueError if it lacks a ``"words"`` or a ``"match"`` head, or
+    if its vocabulary ends before ``mask_id``.
     """
 
     def __init__(
@@ -586,8 +564,10 @@ class ViLTPretraining(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        for name in ("words", "match"):
-            network._head(name)
+        network.head("words")
+        network.head("match")
+        below = f"from 0 to below vocab_size={network.config.vocab_size}"
+        check(0 <= mask_id < network.config.vocab_size, "mask_id", mask_id, below)
         self.network = network
         self.mask_id = mask_id
         self.max_patches = max_patches
@@ -604,8 +584,8 @@ class ViLTPretraining(nn.Module):
           same size. Official code draws them from the whole data set. Without them they are images
           of other rows.
 
-        The masked words and the matching are two forward passes, as in the official code: masked
-        words would make it hard to tell whether text and image match.
+        Masked words and matching are two forward passes, as in the official code: the first has
+        the true images and the masked text, the second true or false images and the whole text.
         """
         images, sizes = batch["images"], batch.get("image_sizes")
         losses = {"masked_words": self._masked_words(batch, images, sizes)}
@@ -711,81 +691,6 @@ class ViLTPretraining(nn.Module):
         return draw(*args, generator=self.generator, device=own).to(device)
 
 
-class ViLTQuestionAnswering(nn.Module):
-    """A ``ViLT`` with an ``"answer"`` head learning to answer questions (ViLT, section 4.3)."""
-
-    def __init__(self, network: ViLT):
-        super().__init__()
-        network._head("answer")
-        self.network = network
-
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Binary cross-entropy with ``"scores"``, how right each answer is (0 to 1), summed.
-
-        The other entries of ``batch`` are ``"input_ids"``, ``"attention_mask"``, ``"images"`` and,
-        where they are padded, ``"image_sizes"``. The mean is over the batch.
-        """
-        features = _pair_features(self.network, batch)
-        logits, scores = self.network.answer_logits(features), batch["scores"]
-        loss = F.binary_cross_entropy_with_logits(logits, scores) * scores.shape[1]
-        return {"answers": loss}
-
-
-class ViLTReasoning(nn.Module):
-    """A ``ViLT`` for pairs of images: is the text true of them? (NLVR2; ViLT, section 4.3)."""
-
-    def __init__(self, network: ViLT):
-        super().__init__()
-        network._head("answer")
-        self.network = network
-
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy of ``"labels"``.
-
-        ``"images"`` has shape (batch, images, channels, height, width), and ``"image_sizes"``, if
-        there, (batch, images, 2). Each image is a forward pass of its own with the whole text.
-        """
-        images, sizes = batch["images"], batch.get("image_sizes")
-        features = [
-            self.network(
-                batch["input_ids"],
-                images[:, index],
-                batch["attention_mask"],
-                None if sizes is None else sizes[:, index],
-                image_number=index + 1,
-            )
-            for index in range(images.shape[1])
-        ]
-        logits = self.network.answer_logits(*features)
-        return {"answers": F.cross_entropy(logits, batch["labels"])}
-
-
-class ViLTRetrieval(nn.Module):
-    """A ``ViLT`` with a ``"rank"`` head learning to find an image's text (ViLT, section 4.4)."""
-
-    def __init__(self, network: ViLT):
-        super().__init__()
-        network._head("rank")
-        self.network = network
-
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy of the first text among several of one image; the paper has 15 false ones.
-
-        ``"input_ids"`` and ``"attention_mask"`` have shape (batch, texts, tokens).
-        """
-        count = batch["input_ids"].shape[1]
-        rows = {"input_ids", "attention_mask"}
-        flat = {
-            key: t.flatten(0, 1) if key in rows else t.repeat_interleave(count, dim=0)
-            for key, t in batch.items()
-        }
-        scores = self.network.rank_scores(_pair_features(self.network, flat)).unflatten(
-            0, (-1, count)
-        )
-        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-        return {"ranking": F.cross_entropy(scores, first)}
-
-
 def inner_words(valid: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
     """The tokens of the text itself: without the first, [CLS], and the last valid one, [SEP]."""
     followed = F.pad(valid[:, 1:], (0, 1))
@@ -798,8 +703,3 @@ def mean_shades(
     """The mean of each patch and channel, 0 to 255; images are normalised with 0.5 and 0.5."""
     means = F.avg_pool2d(images * 0.5 + 0.5, patch_size)
     return (means * 255).long().clamp(0, 255).flatten(2).mT
-
-
-def _pair_features(network: ViLT, batch: dict[str, Tensor]) -> ViLTFeatures:
-    sizes = batch.get("image_sizes")
-    return network(batch["input_ids"], batch["images"], batch["attention_mask"], sizes)

@@ -13,14 +13,16 @@ from mmlab.models.vilt import (
     ViLT,
     ViLTConfig,
     ViLTPretraining,
-    ViLTQuestionAnswering,
-    ViLTReasoning,
-    ViLTRetrieval,
     choose_patches,
     inner_words,
     mean_shades,
     pad_images,
     start_from_vit,
+)
+from mmlab.models.vilt_tasks import (
+    ViLTQuestionAnswering,
+    ViLTReasoning,
+    ViLTRetrieval,
     vilt_classifier,
     vilt_ranker,
 )
@@ -220,7 +222,9 @@ def test_the_order_of_images_in_a_batch_is_the_order_of_the_features():
 def test_sizes_of_whole_images_are_as_good_as_none():
     model, (ids, valid), images = randomise(build()), texts(), square_images()
     sizes = torch.tensor([[24, 24]] * 3)
-    for left, right in zip(model(ids, images, valid), model(ids, images, valid, sizes)):
+    for left, right in zip(
+        model(ids, images, valid), model(ids, images, valid, sizes), strict=True
+    ):
         close(left, right)
 
 
@@ -346,7 +350,7 @@ def test_initial_losses_are_those_of_guessing():
 
 @pytest.mark.parametrize("size", [2, 3, 6, 7])
 def test_exactly_half_of_the_rows_keep_their_image(size):
-    model = ViLTPretraining(build(), generator=torch.Generator().manual_seed(3))
+    model = ViLTPretraining(build(), mask_id=4, generator=torch.Generator().manual_seed(3))
     batch = {"images": square_images(size)}
     places = set()
     for _ in range(20):
@@ -359,7 +363,7 @@ def test_exactly_half_of_the_rows_keep_their_image(size):
 
 
 def test_false_images_come_from_every_other_row_or_from_the_batch():
-    model = ViLTPretraining(build(), generator=torch.Generator().manual_seed(3))
+    model = ViLTPretraining(build(), mask_id=4, generator=torch.Generator().manual_seed(3))
     images = torch.arange(5.0)[:, None, None, None].expand(-1, 3, 4, 4)
     seen = set()
     for _ in range(100):
@@ -372,7 +376,7 @@ def test_false_images_come_from_every_other_row_or_from_the_batch():
 
 
 def test_sizes_go_with_their_images():
-    model = ViLTPretraining(build(), generator=torch.Generator().manual_seed(3))
+    model = ViLTPretraining(build(), mask_id=4, generator=torch.Generator().manual_seed(3))
     images, sizes = ragged_images()
     batch = {"images": images, "image_sizes": sizes}
     for _ in range(5):
@@ -403,7 +407,7 @@ def test_words_are_masked_whole_in_the_first_pass_and_not_in_the_second():
 
 
 def test_alignment_is_a_tenth_of_the_loss_on_inner_words_and_valid_patches(monkeypatch):
-    model = ViLTPretraining(randomise(build()))
+    model = ViLTPretraining(randomise(build()), mask_id=4)
     order = torch.tensor([2, 0, 1])
     monkeypatch.setattr(model, "_permutation", lambda images: order)
     outputs = []
@@ -430,7 +434,7 @@ def test_the_generator_alone_decides():
     def losses(seed):
         generator = torch.Generator().manual_seed(seed)
         network = build(heads=("words", "match", "patches"))
-        model = ViLTPretraining(network, max_patches=20, generator=generator)
+        model = ViLTPretraining(network, mask_id=4, max_patches=20, generator=generator)
         before = torch.get_rng_state()
         drawn = {name: loss.item() for name, loss in model.losses(batch_of()).items()}
         assert torch.equal(torch.get_rng_state(), before)
@@ -474,7 +478,7 @@ def test_the_mask_token_replaces_the_pixels_but_not_the_position():
 
 def test_only_valid_patches_are_to_be_predicted(monkeypatch):
     network = build(heads=("words", "match", "patches"))
-    model = ViLTPretraining(network, generator=torch.Generator().manual_seed(0))
+    model = ViLTPretraining(network, mask_id=4, generator=torch.Generator().manual_seed(0))
     labels = []
 
     def spy(logits, targets):
@@ -495,24 +499,27 @@ def test_only_valid_patches_are_to_be_predicted(monkeypatch):
 
 
 def test_labels_follow_patches_that_were_chosen(monkeypatch):
-    """Each image has one shade, so every label must be that of its image."""
     network = build(heads=("words", "match", "patches"))
-    model = ViLTPretraining(network, max_patches=20, generator=torch.Generator().manual_seed(0))
-    labels = []
+    generator = torch.Generator().manual_seed(0)
+    model = ViLTPretraining(network, mask_id=4, max_patches=20, generator=generator)
+    labels, outputs = [], []
 
     def spy(logits, targets):
         labels.append(targets)
         return logits.sum() * 0
 
     monkeypatch.setattr(vilt, "masked_language_loss", spy)
-    batch = batch_of(ragged=False)
-    images = torch.zeros(3, 3, 24, 24)
-    images[0, :, :, :], images[1, :, :12] = -1, 1
-    model.losses(batch | {"images": images})
-    found = labels[-1]
-    assert found.shape == (3, 60)
-    assert set(found[0].tolist()) == {-100, 0}
-    assert set(found[1].tolist()) == {-100, 127, 255}
+    network.register_forward_hook(lambda *args: outputs.append(args[2]))
+    images = torch.full((3, 3, 24, 24), -1.0)
+    images[:, :, :12] = 1
+    seen = set()
+    for _ in range(5):
+        model.losses(batch_of(ragged=False) | {"images": images})
+        found, places = labels[-1].unflatten(1, (20, 3)), outputs[-1].places
+        shades = torch.where(places < 18, 255, 0)[..., None].expand_as(found)
+        assert torch.equal(found[found >= 0], shades[found >= 0])
+        seen |= set(found.unique().tolist())
+    assert seen == {-100, 0, 255}
 
 
 # Fine-tuning
@@ -644,10 +651,10 @@ def test_every_pretraining_loss_goes_down_on_a_handful_of_scenes():
     network = build(**SCENE_SIZE, vocab_size=tokenizer.vocab_size, heads=heads).train()
     generator = torch.Generator().manual_seed(0)
     model = ViLTPretraining(network, tokenizer.token_id("[MASK]"), generator=generator)
-    history = learn(model, batch, steps=200)
-    for name, most in (("masked_words", 0.6), ("matching", 0.6), ("masked_patches", 0.8)):
-        assert mean(history[name][-20:]) < most * mean(history[name][:5]), name
-    assert mean(history["alignment"][-20:]) < mean(history["alignment"][:5]) - 0.005
+    history = learn(model, batch, steps=300, rate=3e-3)
+    for name, most in (("masked_words", 0.3), ("matching", 0.8), ("masked_patches", 0.7)):
+        assert mean(history[name][-40:]) < most * mean(history[name][:5]), name
+    assert mean(history["alignment"][-40:]) < mean(history["alignment"][:5]) - 0.005
 
 
 def test_answers_and_ranks_are_learnt():
@@ -655,14 +662,14 @@ def test_answers_and_ranks_are_learnt():
     network = build(**SCENE_SIZE, vocab_size=tokenizer.vocab_size)
     batch.pop("word_ids")
     answers = ViLTQuestionAnswering(vilt_classifier(network, 4))
-    history = learn(answers, batch | {"scores": F.one_hot(torch.arange(8) % 4, 4).float()}, 40)
+    history = learn(answers, batch | {"scores": F.one_hot(torch.arange(8) % 4, 4).float()}, 150)
     assert history["answers"][-1] < 0.2 * history["answers"][0]
     false = torch.stack([batch["input_ids"].roll(shift, 0) for shift in range(4)], dim=1)
     valid = torch.stack([batch["attention_mask"].roll(shift, 0) for shift in range(4)], dim=1)
     texts_of = {"input_ids": false, "attention_mask": valid}
-    history = learn(ViLTRetrieval(vilt_ranker(network)), batch | texts_of, 120)
+    history = learn(ViLTRetrieval(vilt_ranker(network)), batch | texts_of, 200)
     assert history["ranking"][0] == pytest.approx(math.log(4), abs=0.05)
-    assert history["ranking"][-1] < 0.5 * history["ranking"][0]
+    assert history["ranking"][-1] < 0.2 * history["ranking"][0]
 
 
 # Precision, compilation, checkpointing, attention
@@ -773,7 +780,6 @@ def test_cuda_agrees_with_the_cpu():
         ({"dim": 770}, "dim must be a multiple of num_heads=12, got 770"),
         ({"num_images": 0}, "num_images must be an integer of at least 1, got 0"),
         ({"heads": ("sound",)}, "heads must be a tuple of some of 'words', .* got"),
-        ({"heads": ["words"]}, "heads must be a tuple"),
         ({"heads": ("words", "words")}, "heads must be free of repetitions"),
         ({"heads": ("answer",)}, "num_classes must be at least 1 with an 'answer' head, got 0"),
         ({"num_classes": 3}, "num_classes must be 0 without an 'answer' head, got 3"),
@@ -813,7 +819,9 @@ def test_heads_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="no 'patches' head"):
         model(texts()[0], square_images(), masked_patches=masked)
     with pytest.raises(ValueError, match="no 'match' head"):
-        ViLTPretraining(build(heads=("words",)))
+        ViLTPretraining(build(heads=("words",)), mask_id=4)
+    with pytest.raises(ValueError, match="mask_id must be from 0 to below vocab_size=50, got 103"):
+        ViLTPretraining(build())
     pair = build(heads=("answer",), num_classes=2, num_images=2)
     with pytest.raises(ValueError, match="for num_images=2 images, got 1"):
         pair.answer_logits(features)
@@ -822,4 +830,4 @@ def test_heads_that_are_not_there_are_named():
 def test_a_single_row_has_no_false_image_of_its_own():
     batch = {key: tensor[:1] for key, tensor in batch_of(ragged=False).items()}
     with pytest.raises(ValueError, match="a batch of one row needs 'false_images'"):
-        ViLTPretraining(build()).losses(batch)
+        ViLTPretraining(build(), mask_id=4).losses(batch)
