@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,9 @@ def _option(text: str, name: str = "", default: str = "") -> typer.models.Option
 
 Text, Number, Whole, File = str | None, float | None, int | None, Path | None
 
-System = Annotated[str, typer.Argument(help="What to train: vit.", show_default=False)]
+System = Annotated[
+    str, typer.Argument(help="What to train: vit, clip or flip.", show_default=False)
+]
 Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
 Data = Annotated[Text, _option("emoji or scenes.", "data")]
 Target = Annotated[
@@ -112,7 +114,8 @@ def _recipe_of_run(folder: Path) -> Recipe:
 
 
 def _train(recipe: Recipe, out: Path, resume: bool) -> None:
-    from mmlab.training.run import check_folder, image_size, run
+    from mmlab.training.run import check_folder, run
+    from mmlab.training.systems import image_size
 
     image_size(recipe)  # an unknown model is told before anything slow
     check_folder(out, recipe, resume)
@@ -197,24 +200,33 @@ def evaluate(
     ] = None,
     num_images: Annotated[Whole, _option("How many scenes.", default="1000")] = None,
     seed: Annotated[Whole, _option("Of the scenes.", default="0")] = None,
+    task: Annotated[
+        Text,
+        _option(
+            "classification of a vit; retrieval or zero-shot of a clip or flip.",
+            default="the first of them",
+        ),
+    ] = None,
+    language: Annotated[str, _option("Of the captions: en or zh.", default="en")] = "en",
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model.
 
     Finished weights remember size, data and target; options given here overrule them.
     """
-    from mmlab.tasks.classification import accuracy
-    from mmlab.training.run import device, load_network, recipe_of, weights_file
+    from mmlab.training.evaluation import choose, measure, tasks_of
+    from mmlab.training.run import recipe_of, weights_file
 
     source = checkpoint or _shipped(system, size)
     given = _given(system=system, size=size, data=data, target=target)
     recipe = _recipe_to_evaluate(recipe_of(source), given)
     chosen = _given(vendor=vendor, split=split, num_images=num_images, seed=seed)
-    images, where = _images_to_evaluate(recipe, chosen)
+    where = choose(recipe.data, chosen)
     weights = weights_file(source)
-    network = load_network(recipe, weights, len(images.classes)).to(device())
-    result = asdict(accuracy(network, images))
+    task = task or tasks_of(recipe.system)[0]
+    result = measure(recipe, weights, task, where, language)
     told = {"model": recipe.model_name, "weights": str(weights), "data": recipe.data, **where}
+    told |= {"task": task}
     if checkpoint is None:
         print(f"no --checkpoint given: this is mmlab's own {recipe.model_name}", file=sys.stderr)
     _print({**told, **result}, as_json)
@@ -229,32 +241,6 @@ def _shipped(system: str, size: str | None) -> Path:
     from mmlab.hub import mini_checkpoint
 
     return mini_checkpoint(replace(_DEFAULT, **_given(system=system, size=size)).model_name)
-
-
-_EVALUATION = {
-    "emoji": {"vendor": "fluent", "split": "train"},
-    "scenes": {"split": "test", "num_images": 1000, "seed": 0},
-}
-"""What can be chosen of the images of each data set, with the usual choice."""
-
-
-def _images_to_evaluate(recipe: Recipe, chosen: dict[str, object]):
-    """Labelled images, and how they were chosen; ValueError for an option of other data."""
-    from mmlab.tasks.classification import emoji_images, scene_images
-    from mmlab.training.run import image_size
-
-    usual = _EVALUATION[recipe.data]
-    for name in chosen:
-        if name not in usual:
-            options = ", ".join(f"--{other.replace('_', '-')}" for other in usual)
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} means nothing for {recipe.data}, which take {options}")
-    where = {**usual, **chosen}
-    size = image_size(recipe)
-    if recipe.data == "emoji":
-        return emoji_images(size, recipe.target, where["split"], where["vendor"]), where
-    images = scene_images(size, recipe.target, where["split"], where["num_images"], where["seed"])
-    return images, {"split": where["split"], "seed": where["seed"]}
 
 
 def _recipe_to_evaluate(own: Recipe | None, given: dict[str, str]) -> Recipe:
@@ -298,9 +284,19 @@ def _print(table: dict[str, object], as_json: bool) -> None:
     if as_json:
         print(json.dumps(table, indent=2))
         return
-    width = max(map(len, table))
-    for name, value in table.items():
+    flat = dict(_flat(table))
+    width = max(map(len, flat))
+    for name, value in flat.items():
         print(f"{name.replace('_', ' '):{width}}  {_shown(value)}")
+
+
+def _flat(table: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """``{"a": {"b": 1}}`` as ``("a b", 1)``."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield prefix + name, value
 
 
 def _shown(value: object) -> str:

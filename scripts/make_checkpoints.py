@@ -36,12 +36,12 @@ from mmlab.training.run import (
     CONFIG,
     METRICS,
     RECIPE,
-    image_size,
     load_network,
     read_metrics,
     run,
     training_data,
 )
+from mmlab.training.systems import image_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"

@@ -70,15 +70,18 @@ class DualEncoder:
         return self.network.encode_image(prepared).cpu()
 
 
-def load_dual_encoder(name: str, file: str | Path) -> DualEncoder:
-    """The network ``name`` and the tokenizer that one of our own files holds.
+def load_dual_encoder(
+    name: str, file: str | Path, tokenizer: Tokenizer | None = None
+) -> DualEncoder:
+    """The network ``name`` in one of our own files, with ``tokenizer`` or the one the file holds.
 
-    CheckpointError if the file is of another model, or holds no tokenizer.
+    CheckpointError if the file is of another model, or holds no tokenizer where none is given.
     """
     metadata = read_checkpoint(file).metadata
-    if TOKENIZER not in metadata:
-        raise CheckpointError(f"{str(file)!r} holds no tokenizer; it was not trained here")
-    tokenizer = Tokenizer.from_json(metadata[TOKENIZER], f"{TOKENIZER!r} of {str(file)!r}")
+    if tokenizer is None:
+        if TOKENIZER not in metadata:
+            raise CheckpointError(f"{str(file)!r} holds no tokenizer; it was not trained here")
+        tokenizer = Tokenizer.from_json(metadata[TOKENIZER], f"{TOKENIZER!r} of {str(file)!r}")
     overrides = _other_settings(name, saved_config(metadata))
     return DualEncoder(create_model(name, pretrained=file, **overrides).eval(), tokenizer)
 

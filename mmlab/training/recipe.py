@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmlab.models.checks import check, check_integers, check_rates
 
-SYSTEMS = ("vit",)
+SYSTEMS = ("vit", "clip", "flip")
 DATA = ("emoji", "scenes")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16")
@@ -23,8 +23,8 @@ class Recipe:
     Two runs of one recipe on one machine end with the same weights, bit for bit.
 
     - ``system``, ``size``: the model; ``"vit"`` and ``"mini"`` make ``"vit-mini"``.
-    - ``data``, ``target``: the data set and what to tell from its images; an empty ``target`` is
-      the usual one (the group of an emoji, the largest shape of a scene).
+    - ``data``, ``target``: the data set and what a classifier tells from its images; an empty
+      ``target`` is the usual one (the group of an emoji, the largest shape of a scene).
     - ``num_images``: how many scenes to draw; the emoji are what they are.
     - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``.
     - ``batch_size``: images a step, over all processes together.

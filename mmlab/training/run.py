@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,12 +17,10 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from mmlab.hub import CheckpointError, create_model, model_config, read_checkpoint, save
+from mmlab.hub import CheckpointError, create_model, read_checkpoint, save
 from mmlab.hub.fit import read_vit
-from mmlab.models.checks import check
-from mmlab.models.vit import ViTClassification
-from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
-from mmlab.training.batches import Batches
+from mmlab.tasks.dual_encoder import TOKENIZER, DualEncoder, load_dual_encoder
+from mmlab.training.batches import Batches, TrainingData
 from mmlab.training.checkpoints import (
     AVERAGE,
     WEIGHTS,
@@ -35,6 +33,7 @@ from mmlab.training.checkpoints import (
 from mmlab.training.loop import Figures, TrainingError, TrainingState, make_state, train
 from mmlab.training.recipe import Recipe, parse_recipe, read_recipe, recipe_text
 from mmlab.training.seeds import seed_everything
+from mmlab.training.systems import SYSTEMS, overrides
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 RECIPE = "mmlab.recipe"
@@ -58,7 +57,7 @@ def run(
     data = training_data(recipe)
     process = (accelerator.process_index, accelerator.num_processes)
     batches = Batches(data, recipe.batch_size, recipe.seed, *process)
-    state = make_state(new_model(recipe, len(data.classes)), recipe, accelerator)
+    state = make_state(new_model(recipe, data), recipe, accelerator)
     check_folder(folder, recipe, resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -73,40 +72,21 @@ def run(
             raise TrainingError(f"{error}{_kept(folder)}") from None
     network = state.model.network if state.average is None else state.average
     if accelerator.is_main_process:
-        save(network, folder / WEIGHTS, metadata={RECIPE: recipe_text(recipe)})
+        told = SYSTEMS[recipe.system].metadata(data)
+        save(network, folder / WEIGHTS, metadata={RECIPE: recipe_text(recipe), **told})
     accelerator.wait_for_everyone()
     return network.eval()
 
 
-def new_model(recipe: Recipe, num_classes: int) -> ViTClassification:
+def new_model(recipe: Recipe, data: TrainingData) -> nn.Module:
     """The pretraining module of a recipe, its fresh weights drawn from the recipe's seed."""
     seed_everything(recipe.seed, _WEIGHTS_SEED)
-    network = create_model(recipe.model_name, **_overrides(recipe), num_classes=num_classes)
-    return ViTClassification(network, recipe.label_smoothing)
+    return SYSTEMS[recipe.system].module(recipe, data)
 
 
-def _overrides(recipe: Recipe) -> dict[str, object]:
-    if "num_classes" in recipe.model:
-        raise ValueError("model must not set num_classes: the data and the target give it")
-    channels = recipe.model.get("num_channels", 3)
-    check(channels == 3, "num_channels", channels, f"3, as the {recipe.data} are in colour")
-    return dict(recipe.model)
-
-
-def image_size(recipe: Recipe) -> int:
-    """Pixels per side of the images that the recipe's model takes."""
-    config = model_config(recipe.model_name)
-    # What is no field is told when the model is made.
-    names = {field.name for field in fields(config)} & recipe.model.keys()
-    return replace(config, **{name: recipe.model[name] for name in names}).image_size
-
-
-def training_data(recipe: Recipe) -> LabelledImages:
-    """The labelled images that a recipe trains on."""
-    size = image_size(recipe)
-    if recipe.data == "emoji":
-        return emoji_images(size, recipe.target, augment=True)
-    return scene_images(size, recipe.target, "train", recipe.num_images, recipe.seed)
+def training_data(recipe: Recipe) -> TrainingData:
+    """What a recipe trains on."""
+    return SYSTEMS[recipe.system].data(recipe)
 
 
 def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
@@ -152,14 +132,25 @@ def weights_file(source: Path) -> Path:
 
 
 def load_network(recipe: Recipe, file: Path, num_classes: int) -> nn.Module:
-    """The trained network in a file; CheckpointError if it is of another model or target."""
+    """The trained classifier in a file; CheckpointError if it is of another model or target."""
     found = read_vit(read_checkpoint(file)).settings["num_classes"]
     if found != num_classes:
         raise CheckpointError(
             f"{str(file)!r} tells {found} classes apart, the target has {num_classes}"
         )
-    overrides = {**_overrides(recipe), "num_classes": num_classes}
-    return create_model(recipe.model_name, pretrained=file, **overrides).eval()
+    settings = {**overrides(recipe, "num_classes"), "num_classes": num_classes}
+    return create_model(recipe.model_name, pretrained=file, **settings).eval()
+
+
+def load_encoder(recipe: Recipe, file: Path) -> DualEncoder:
+    """The trained dual encoder in a file with its tokenizer.
+
+    Finished weights hold theirs; for a checkpoint on the way it is made again from the data.
+    CheckpointError if the file is of another model.
+    """
+    metadata = read_checkpoint(file).metadata
+    tokenizer = None if TOKENIZER in metadata else training_data(recipe).tokenizer
+    return load_dual_encoder(recipe.model_name, file, tokenizer)
 
 
 def recipe_of(source: Path) -> Recipe | None:

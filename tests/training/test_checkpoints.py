@@ -14,13 +14,13 @@ from mmlab.training.checkpoints import (
     save_checkpoint,
 )
 from mmlab.training.loop import make_state
-from mmlab.training.run import new_model
+from mmlab.training.run import new_model, training_data
 from tests.training.tiny import TINY
 
 
 def new_state(seed: int = 0):
     recipe = replace(TINY, seed=seed)
-    return make_state(new_model(recipe, 9), recipe, Accelerator())
+    return make_state(new_model(recipe, training_data(recipe)), recipe, Accelerator())
 
 
 def stepped(seed: int = 0):

@@ -13,7 +13,6 @@ from mmlab.hub import CheckpointError, create_model
 from mmlab.training.loop import TrainingError
 from mmlab.training.run import (
     _check_distribution,
-    image_size,
     load_network,
     read_metrics,
     recipe_of,
@@ -21,6 +20,7 @@ from mmlab.training.run import (
     training_data,
     weights_file,
 )
+from mmlab.training.systems import image_size
 from tests.training.tiny import TINY, start, write_recipe
 
 

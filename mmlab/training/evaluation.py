@@ -1,0 +1,89 @@
+"""Measuring a trained model on the tasks of its system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from mmlab import datasets
+from mmlab.datasets import Emoji, Scenes
+from mmlab.tasks.classification import accuracy, emoji_images, scene_images
+from mmlab.tasks.dual_encoder import dataset_retrieval, dataset_zero_shot
+from mmlab.tasks.zero_shot import TEMPLATES
+from mmlab.training.recipe import Recipe, check_known
+from mmlab.training.run import device, load_encoder, load_network
+from mmlab.training.systems import image_size
+
+Choice = dict[str, object]
+Figures = dict[str, object]
+
+CHOICES: dict[str, Choice] = {
+    "emoji": {"vendor": "fluent", "split": "train"},
+    "scenes": {"split": "test", "num_images": 1000, "seed": 0},
+}
+"""What can be chosen of the images of each data set, with the usual choice."""
+
+
+def choose(data: str, chosen: Choice) -> Choice:
+    """The usual choice with ``chosen`` in its place; ValueError for an option of other data."""
+    usual = CHOICES[data]
+    for name in chosen:
+        if name not in usual:
+            options = ", ".join(f"--{other.replace('_', '-')}" for other in usual)
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} means nothing for {data}, which take {options}")
+    return {**usual, **chosen}
+
+
+def tasks_of(system: str) -> tuple[str, ...]:
+    """The tasks that a system is measured by, the usual one first."""
+    return tuple(_TASKS[system])
+
+
+def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: str) -> Figures:
+    """The figures of a task for the model of ``recipe`` with these weights.
+
+    ValueError for an unknown task; CheckpointError if the weights are of another model.
+    """
+    check_known("task", task, tasks_of(recipe.system))
+    return _TASKS[recipe.system][task](recipe, weights, where, language)
+
+
+def _classification(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    size, target = image_size(recipe), recipe.target
+    if recipe.data == "emoji":
+        images = emoji_images(size, target, where["split"], where["vendor"])
+    else:
+        images = scene_images(size, target, where["split"], where["num_images"], where["seed"])
+    network = load_network(recipe, weights, len(images.classes)).to(device())
+    return asdict(accuracy(network, images))
+
+
+def _retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    encoder = load_encoder(recipe, weights)
+    encoder.network.to(device())
+    return dataset_retrieval(encoder, _images(recipe, where), language).figures()
+
+
+def _zero_shot(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    encoder = load_encoder(recipe, weights)
+    encoder.network.to(device())
+    images = _images(recipe, where, language)
+    return asdict(dataset_zero_shot(encoder, images, TEMPLATES[language]))
+
+
+def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scenes:
+    size = image_size(recipe)
+    if recipe.data == "emoji":
+        return datasets.emoji(where["split"], where["vendor"], language, size)
+    return datasets.scenes(where["num_images"], where["split"], size, seed=where["seed"])
+
+
+_Task = Callable[[Recipe, Path, Choice, str], Figures]
+_CONTRAST: dict[str, _Task] = {"retrieval": _retrieval, "zero-shot": _zero_shot}
+_TASKS: dict[str, dict[str, _Task]] = {
+    "vit": {"classification": _classification},
+    "clip": _CONTRAST,
+    "flip": _CONTRAST,
+}

@@ -1,0 +1,116 @@
+"""What the engine has to know of a system: its data, its module in training, what its weights need.
+
+A system more is a row more in ``SYSTEMS``; the loop does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from torch import nn
+
+from mmlab.hub import create_model, model_config
+from mmlab.models.checks import check
+from mmlab.models.clip import CLIPPretraining
+from mmlab.models.flip import FLIPPretraining
+from mmlab.models.vit import ViTClassification
+from mmlab.tasks.captions import CaptionedImages, emoji_captions, scene_captions
+from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
+from mmlab.tasks.dual_encoder import TOKENIZER
+from mmlab.training.batches import TrainingData
+from mmlab.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class System:
+    """How to make the data and the module of a recipe.
+
+    ``metadata`` is what finished weights need beside themselves, for their file.
+    """
+
+    data: Callable[[Recipe], TrainingData]
+    module: Callable[[Recipe, TrainingData], nn.Module]
+    metadata: Callable[[TrainingData], dict[str, str]] = lambda data: {}
+
+
+def overrides(recipe: Recipe, *given: str) -> dict[str, object]:
+    """The fields of the model that the recipe replaces; ``given`` are set by its data.
+
+    ValueError if the recipe sets one of those, or asks for pictures that are not in colour.
+    """
+    for name in given:
+        if name in recipe.model:
+            raise ValueError(f"model must not set {name}: the data give it")
+    channels = recipe.model.get("num_channels", 3)
+    check(channels == 3, "num_channels", channels, f"3, as the {recipe.data} are in colour")
+    return dict(recipe.model)
+
+
+def config_of(recipe: Recipe) -> object:
+    """The configuration of the recipe's model, as far as the recipe alone tells it."""
+    config = model_config(recipe.model_name)
+    # What is no field is told when the model is made.
+    names = {field.name for field in fields(config)} & recipe.model.keys()
+    return replace(config, **{name: recipe.model[name] for name in names})
+
+
+def image_size(recipe: Recipe) -> int:
+    """Pixels per side of the images that the recipe's model takes."""
+    return config_of(recipe).image_size
+
+
+# Classification.
+
+
+def labelled_images(recipe: Recipe) -> LabelledImages:
+    """The labelled images that a classifier trains on."""
+    size = image_size(recipe)
+    if recipe.data == "emoji":
+        return emoji_images(size, recipe.target, augment=True)
+    return scene_images(size, recipe.target, "train", recipe.num_images, recipe.seed)
+
+
+def _classifier(recipe: Recipe, data: LabelledImages) -> nn.Module:
+    settings = {**overrides(recipe, "num_classes"), "num_classes": len(data.classes)}
+    return ViTClassification(create_model(recipe.model_name, **settings), recipe.label_smoothing)
+
+
+# Contrast.
+
+
+def captioned_images(recipe: Recipe) -> CaptionedImages:
+    """The pictures with captions that a dual encoder trains on.
+
+    ValueError if the recipe sets what only classifiers have.
+    """
+    for name in ("target", "label_smoothing"):
+        value = getattr(recipe, name)
+        check(not value, name, value, f"left out: {recipe.system} learns from captions")
+    config = config_of(recipe)
+    if recipe.data == "emoji":
+        return emoji_captions(config.image_size, config.context_length, augment=True)
+    return scene_captions(config.image_size, config.context_length, recipe.num_images, recipe.seed)
+
+
+def _clip(recipe: Recipe, data: CaptionedImages) -> nn.Module:
+    words = {"vocab_size": data.tokenizer.vocab_size, "end_id": data.tokenizer.sep_id}
+    settings = {**overrides(recipe, *words), **words}
+    return CLIPPretraining(create_model(recipe.model_name, **settings))
+
+
+def _flip(recipe: Recipe, data: CaptionedImages) -> nn.Module:
+    words = {"vocab_size": data.tokenizer.vocab_size, "pad_id": data.tokenizer.pad_id}
+    settings = {**overrides(recipe, *words), **words}
+    return FLIPPretraining(create_model(recipe.model_name, **settings))
+
+
+def _tokenizer(data: CaptionedImages) -> dict[str, str]:
+    return {TOKENIZER: data.tokenizer.to_json()}
+
+
+SYSTEMS: dict[str, System] = {
+    "vit": System(labelled_images, _classifier),
+    "clip": System(captioned_images, _clip, _tokenizer),
+    "flip": System(captioned_images, _flip, _tokenizer),
+}
