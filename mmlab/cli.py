@@ -254,6 +254,92 @@ def _recipe_to_evaluate(own: Recipe | None, given: dict[str, str]) -> Recipe:
     return recipe
 
 
+Pictures = Annotated[Path, typer.Option("--images", help="Your folder of pictures.")]
+Index = Annotated[
+    File, _option("Folder that keeps the index.", default="one in your cache, for these pictures")
+]
+Weights = Annotated[
+    File,
+    _option(
+        "A run folder or file of weights of a clip or flip.",
+        default="the trained clip-mini that comes with mmlab",
+    ),
+]
+
+
+@app.command()
+def embed(
+    images: Pictures,
+    index: Index = None,
+    checkpoint: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the features of a folder of pictures, once; later only of what is new or changed."""
+    from dataclasses import asdict
+
+    encoder, model = _encoder(checkpoint)
+    index, done = _embed(images, index, encoder, model)
+    _print({"images": str(images), "index": str(index), **asdict(done)}, as_json)
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help="A sentence, in English or Chinese.")],
+    images: Pictures,
+    k: Annotated[int, typer.Option("-k", help="How many pictures to show.")] = 5,
+    index: Index = None,
+    checkpoint: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the pictures of a folder that fit a sentence best.
+
+    [bold]mmlab search "a happy cat" --images holiday[/bold] reads each picture once and keeps what
+    it has learned of it. The model that comes with mmlab knows emoji and little else.
+    """
+    from mmlab.tasks import picture_search
+
+    encoder, model = _encoder(checkpoint)
+    query = picture_search.encode_question(encoder, question)
+    index, _ = _embed(images, index, encoder, model)
+    hits = picture_search.search(query, index, k)
+    if as_json:
+        print(json.dumps([{"path": str(hit.path), "score": hit.score} for hit in hits], indent=2))
+        return
+    for hit in hits:
+        print(f"{hit.score:6.3f}  {hit.path}")
+
+
+def _encoder(checkpoint: Path | None):
+    """A dual encoder, and a name for it with its weights."""
+    from mmlab.tasks.picture_search import model_id
+    from mmlab.training.run import device, load_encoder, recipe_of, weights_file
+
+    source = checkpoint or _shipped("clip", None)
+    recipe = recipe_of(source)
+    if recipe is None:
+        raise ValueError(f"{str(source)!r} does not tell what it was trained as")
+    if recipe.system not in ("clip", "flip"):
+        raise ValueError(f"pictures are searched with a clip or a flip, not {recipe.model_name!r}")
+    weights = weights_file(source)
+    encoder = load_encoder(recipe, weights)
+    encoder.network.to(device())
+    return encoder, model_id(recipe.model_name, weights)
+
+
+def _embed(images: Path, index: Path | None, encoder, model: str):
+    """The index of a folder, brought up to date; broken pictures are told on stderr."""
+    from mmlab.tasks import picture_search
+
+    index = index or picture_search.default_index(images, model)
+    say = _speaker()
+    done = picture_search.embed(
+        images, index, encoder, model, lambda done, total: say(f"{done}/{total} pictures read")
+    )
+    for _, reason in done.broken:
+        say(f"mmlab: left out: {reason}")
+    return index, done
+
+
 @app.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Which: a glob such as 'vit-b-*'.")] = "*",
