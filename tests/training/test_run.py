@@ -21,7 +21,7 @@ from mmlab.training.run import (
     weights_file,
 )
 from mmlab.training.systems import image_size
-from tests.training.tiny import TINY, start, write_recipe
+from tests.training.tiny import TINY, TINY_CLIP, start, write_recipe
 
 
 class Killed(Exception):
@@ -254,10 +254,13 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_whole_batch(tmp_path):
-    # No dropout and no batch norm: they see the share of a process, not the whole batch.
+@pytest.mark.parametrize("system", ["vit", "clip"])
+def test_two_processes_are_one_with_the_whole_batch(system, tmp_path):
+    # No dropout and no batch norm: they see the share of a process, not the whole batch. The
+    # contrast of CLIP does see the whole batch.
     model = {**TINY.model, "dropout": 0.0, "stem": "linear"}
-    recipe = write_recipe(replace(TINY, model=model, steps=10), tmp_path)
+    tiny = {"vit": replace(TINY, model=model), "clip": TINY_CLIP}[system]
+    recipe = write_recipe(replace(tiny, steps=10), tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launcher = ("-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 from mmlab.training.recipe import Recipe, recipe_text
 from tests.book.pages import ROOT
@@ -14,6 +15,18 @@ TINY = Recipe(
     warmup=2,
     checkpoint_every=2,
     ema_decay=0.9,
+)
+
+
+TINY_CLIP = replace(
+    TINY,
+    system="clip",
+    model={
+        **{"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "embed_dim": 16},
+        **{"text_dim": 32, "text_depth": 1, "text_num_heads": 2, "text_mlp_dim": 64},
+        **{"patch_size": 16, "stem": "linear"},
+    },
+    batch_size=16,
 )
 
 

@@ -1,0 +1,191 @@
+"""Dual encoders in the engine: what they train on, that they resume, how they are measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmlab import cli, datasets
+from mmlab.hub import CheckpointError
+from mmlab.training.evaluation import tasks_of
+from mmlab.training.run import load_encoder, read_metrics, recipe_of, run, training_data
+from tests.training.tiny import TINY, TINY_CLIP
+
+TINY_FLIP = replace(
+    TINY_CLIP,
+    system="flip",
+    data="scenes",
+    num_images=64,
+    model={k: v for k, v in TINY_CLIP.model.items() if k != "stem"} | {"image_size": 32},
+)
+RECIPES = {"clip": TINY_CLIP, "flip": TINY_FLIP}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, recipe in RECIPES.items():
+        run(recipe, folder / name)
+    return folder
+
+
+@pytest.fixture
+def mmlab(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMLAB_TRACEBACK", raising=False)
+
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_training_learns(tmp_path):
+    run(replace(TINY_CLIP, steps=100, warmup=5, ema_decay=0.0), tmp_path)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(name, runs, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(figures):
+        if figures["step"] == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(RECIPES[name], tmp_path / "run", report=stop)
+    run(RECIPES[name], tmp_path / "run", resume=True)
+    ones, twos = (load_file(f / "model.safetensors") for f in (runs / name, tmp_path / "run"))
+    assert all(torch.equal(ones[key], twos[key]) for key in ones)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_finished_weights_bring_their_tokenizer(name, runs):
+    file = runs / name / "model.safetensors"
+    recipe = recipe_of(file)
+    assert recipe == RECIPES[name]
+    encoder = load_encoder(recipe, file)
+    assert encoder.tokenizer.to_json() == training_data(recipe).tokenizer.to_json()
+    assert encoder.encode_texts(["a red circle"]).shape == (1, 16)
+    # A checkpoint on the way holds none; it is made again.
+    on_the_way = runs / name / "checkpoints" / "step-00000006" / "average.safetensors"
+    torch.testing.assert_close(
+        load_encoder(recipe, on_the_way).encode_texts(["a red circle"]),
+        encoder.encode_texts(["a red circle"]),
+    )
+
+
+def test_weights_of_another_model_are_refused(runs):
+    with pytest.raises(CheckpointError, match="is no 'flip-mini'"):
+        load_encoder(TINY_FLIP, runs / "clip" / "model.safetensors")
+
+
+def test_retrieval_is_printed_as_json(mmlab, runs):
+    code, out, _ = mmlab("evaluate", "clip", "--checkpoint", runs / "clip", "--json")
+    figures = json.loads(out)
+    assert code == 0 and figures["task"] == "retrieval" and figures["vendor"] == "fluent"
+    assert figures["num_images"] == figures["num_texts"] >= 1400
+    for direction in ("image_to_text", "text_to_image"):
+        assert list(figures[direction]) == ["r@1", "r@5", "r@10", "median_rank"]
+        assert 0 <= figures[direction]["r@1"] <= figures[direction]["r@5"] < 0.1
+
+
+def test_zero_shot_in_chinese(mmlab, runs):
+    options = ("--task", "zero-shot", "--language", "zh", "--split", "held_out")
+    code, out, _ = mmlab("evaluate", "clip", "--checkpoint", runs / "clip", *options)
+    assert code == 0
+    assert "num classes  1,591" in out and "top1" in out
+
+
+def test_figures_in_figures_are_told_in_lines(mmlab, runs):
+    options = ("--num-images", 30)
+    code, out, _ = mmlab("evaluate", "flip", "--checkpoint", runs / "flip", *options)
+    assert code == 0
+    assert "image to text r@1" in out and "text to image median rank" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "vqa"), "unknown task 'vqa'; there are retrieval, zero-shot"),
+        (("--language", "fr"), "'fr'"),
+        (("--num-images", "3"), "--num-images means nothing for emoji"),
+    ],
+)
+def test_wrong_options_cost_one_line(mmlab, runs, arguments, message):
+    code, out, err = mmlab("evaluate", "clip", "--checkpoint", runs / "clip", *arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "group"}, "target must be left out: clip learns from captions"),
+        ({"label_smoothing": 0.1}, "label_smoothing must be left out"),
+        ({"model": {"vocab_size": 7}}, "model must not set vocab_size: the data give it"),
+        ({"model": {"num_channels": 1}}, "num_channels must be 3"),
+    ],
+)
+def test_what_captions_give_cannot_be_set(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(replace(TINY_CLIP, **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_system_has_tasks():
+    assert tasks_of("vit") == ("classification",)
+    assert tasks_of("clip") == tasks_of("flip") == ("retrieval", "zero-shot")
+
+
+# Search in a folder.
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(datasets.emoji("train", "noto").images(range(6))):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    (folder / "broken.png").write_text("no picture")
+    return folder
+
+
+def test_search_reads_each_picture_once(mmlab, runs, pictures):
+    options = ("--images", pictures, "--checkpoint", runs / "clip")
+    code, out, err = mmlab("search", "a happy cat", *options, "-k", 3)
+    assert code == 0 and len(out.splitlines()) == 3
+    assert "broken.png' is not an image" in err
+    code, out, err = mmlab("embed", *options, "--json")
+    done = json.loads(out)
+    assert (done["added"], done["kept"], len(done["broken"])) == (0, 6, 1)
+    code, out, _ = mmlab("search", "猫", *options, "--json")
+    hits = json.loads(out)
+    assert len(hits) == 5 and hits[0]["score"] >= hits[-1]["score"]
+
+
+@pytest.mark.parametrize(
+    ("question", "folder", "message"),
+    [
+        ("", "pictures", "the question is empty"),
+        ("cat", "nowhere", "there is no folder of pictures"),
+    ],
+)
+def test_a_search_that_cannot_be_costs_one_line(mmlab, runs, pictures, question, folder, message):
+    options = ("--images", pictures.parent / folder, "--checkpoint", runs / "clip")
+    code, out, err = mmlab("search", question, *options)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_pictures_are_searched_with_a_dual_encoder(mmlab, pictures, tmp_path):
+    run(replace(TINY, steps=1), tmp_path / "vit")
+    code, _, err = mmlab("search", "cat", "--images", pictures, "--checkpoint", tmp_path / "vit")
+    assert code == 2 and "with a clip or a flip, not 'vit-mini'" in err
