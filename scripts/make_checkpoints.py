@@ -26,22 +26,24 @@ import torch
 from torch import nn
 
 import mmlab
-from mmlab.datasets.emoji import TRAINING_VENDORS
+from mmlab.datasets.emoji import TRAINING_VENDORS, emoji
 from mmlab.datasets.resources import read_data
 from mmlab.hub import CheckpointError, read_checkpoint, save
 from mmlab.tasks.classification import accuracy, emoji_images
+from mmlab.tasks.dual_encoder import DualEncoder, dataset_retrieval
 from mmlab.training.loop import Figures, TrainingError
 from mmlab.training.recipe import Recipe, check_known, parse_recipe, read_recipe, recipe_text
 from mmlab.training.run import (
     CONFIG,
     METRICS,
     RECIPE,
+    load_encoder,
     load_network,
     read_metrics,
     run,
     training_data,
 )
-from mmlab.training.systems import image_size
+from mmlab.training.systems import SYSTEMS, image_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -60,8 +62,17 @@ TESTS = {
 }
 """What an emoji classifier is tried on: split and vendors. Settings are chosen on ``noto_v1``."""
 
+PAIR_TESTS = {
+    "noto_v1": ("train", "noto-v1", "en"),
+    "fluent": ("train", "fluent", "en"),
+    "fluent_chinese": ("train", "fluent", "zh"),
+    "fluent_held_out": ("held_out", "fluent", "en"),
+    "openmoji": ("train", "openmoji", "en"),
+}
+"""What a dual encoder is tried on: split, vendors and the language of the names."""
+
 Metadata = dict[str, str]
-Metrics = dict[str, dict[str, float | int]]
+Metrics = dict[str, dict[str, object]]
 
 
 def make(name: str) -> str:
@@ -78,13 +89,20 @@ def make(name: str) -> str:
         network, seconds = train(name, recipe)
         metadata = describe(recipe, network, seconds)
     elif made["mmlab.card"] != card:
-        network = load_network(recipe, target, len(json.loads(made["mmlab.classes"])))
+        network = load(recipe, target, made)
         metadata = made
     else:
         return f"{name} is up to date"
     write(network, target, metadata | {"mmlab.card": card})
     shutil.rmtree(UNFINISHED / name, ignore_errors=True)
     return f"{name} is made: {told(json.loads(metadata['mmlab.metrics']))}"
+
+
+def load(recipe: Recipe, file: Path, made: Metadata) -> nn.Module:
+    """The network in a checkpoint of ours."""
+    if recipe.system == "vit":
+        return load_network(recipe, file, len(json.loads(made["mmlab.classes"])))
+    return load_encoder(recipe, file).network
 
 
 def is_made_from(recipe: Recipe, made: Metadata) -> bool:
@@ -143,6 +161,8 @@ def train(name: str, recipe: Recipe) -> tuple[nn.Module, float]:
 def describe(recipe: Recipe, network: nn.Module, seconds: float) -> Metadata:
     """All that the file tells of its weights; the card comes on top."""
     metrics = MEASURES[recipe.system](recipe, network)
+    data = training_data(recipe)
+    classes = {"mmlab.classes": json.dumps(data.classes)} if recipe.system == "vit" else {}
     made_with = {
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
@@ -155,7 +175,8 @@ def describe(recipe: Recipe, network: nn.Module, seconds: float) -> Metadata:
         "mmlab.data_sha256": data_sha256(recipe),
         "mmlab.seed": str(recipe.seed),
         "mmlab.metrics": json.dumps(metrics),
-        "mmlab.classes": json.dumps(training_data(recipe).classes),
+        **classes,
+        **SYSTEMS[recipe.system].metadata(data),
         "mmlab.data_card": f"data/{recipe.data}.md",
         "mmlab.made_with": json.dumps(made_with),
     }
@@ -170,13 +191,31 @@ def measure_classes(recipe: Recipe, network: nn.Module) -> Metrics:
     }
 
 
-MEASURES: dict[str, Callable[[Recipe, nn.Module], Metrics]] = {"vit": measure_classes}
+def measure_retrieval(recipe: Recipe, network: nn.Module) -> Metrics:
+    """Image to text and back on each of ``PAIR_TESTS``, by the names of the emoji."""
+    encoder = DualEncoder(network.eval(), training_data(recipe).tokenizer)
+    size = image_size(recipe)
+    return {
+        name: dataset_retrieval(encoder, emoji(split, vendors, image_size=size), language).figures()
+        for name, (split, vendors, language) in PAIR_TESTS.items()
+    }
+
+
+MEASURES: dict[str, Callable[[Recipe, nn.Module], Metrics]] = {
+    "vit": measure_classes,
+    "clip": measure_retrieval,
+    "flip": measure_retrieval,
+}
 """How to measure what a system has learned."""
 
 
 def told(metrics: Metrics) -> str:
-    """The accuracies in one line."""
-    return ", ".join(f"{name} {figures['accuracy']:.1%}" for name, figures in metrics.items())
+    """The accuracies, or the shares found at once, in one line."""
+    shares = {
+        name: figures["accuracy"] if "accuracy" in figures else figures["image_to_text"]["r@1"]
+        for name, figures in metrics.items()
+    }
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def write(network: nn.Module, target: Path, metadata: Metadata) -> None:

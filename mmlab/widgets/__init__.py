@@ -3,7 +3,17 @@
 from mmlab.widgets.attention_distance import AttentionDistance
 from mmlab.widgets.base import Widget
 from mmlab.widgets.families import Families
+from mmlab.widgets.loss_laboratory import LossLaboratory
 from mmlab.widgets.patch_splitter import PatchSplitter
+from mmlab.widgets.similarity_matrix import SimilarityMatrix
 from mmlab.widgets.token_calculator import TokenCalculator
 
-__all__ = ["AttentionDistance", "Families", "PatchSplitter", "TokenCalculator", "Widget"]
+__all__ = [
+    "AttentionDistance",
+    "Families",
+    "LossLaboratory",
+    "PatchSplitter",
+    "SimilarityMatrix",
+    "TokenCalculator",
+    "Widget",
+]

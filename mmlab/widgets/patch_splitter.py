@@ -36,7 +36,7 @@ Kernel = Tensor | tuple[Tensor, Tensor]
 """A projection ``dim 3 P P``, or the pair (projection, bias ``dim``)."""
 
 
-def _random_integers(seed: int):
+def random_integers(seed: int):
     """mulberry32, as in toolkit.js: Python and the browser shuffle alike."""
     mask, state = 0xFFFFFFFF, seed & 0xFFFFFFFF
     while True:
@@ -47,7 +47,7 @@ def _random_integers(seed: int):
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
-    order, draws = list(range(count)), _random_integers(seed)
+    order, draws = list(range(count)), random_integers(seed)
     for i in range(count - 1, 0, -1):
         j = next(draws) % (i + 1)
         order[i], order[j] = order[j], order[i]

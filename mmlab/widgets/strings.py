@@ -376,6 +376,145 @@ STRINGS["en"]["families"] = {
     ),
 }
 
+STRINGS["en"]["similarity_matrix"] = {
+    "locale": "en",
+    "title": "Similarity matrix",
+    "sentence": (
+        "Similarity matrix: {pictures} pictures × {captions} captions at temperature "
+        "{temperature}. Contrastive loss {loss}; {found} of {pictures} pictures are most similar "
+        "to their own caption."
+    ),
+    "temperature": "Temperature",
+    "temperature_value": "{temperature} (cosines × {scale})",
+    "learned": "Learned: {temperature}",
+    "view": "Show",
+    "view_image_to_text": "picture → caption",
+    "view_text_to_image": "caption → picture",
+    "view_cosine": "cosine",
+    "gradients": "show where the loss pushes",
+    "lead": (
+        "Loss *{loss}*: by rows {rows}, by columns {columns}. Equal similarities would give "
+        "{chance}."
+    ),
+    "swapped": "With the pairs as given it is {given}.",
+    "unswapped": "These are the pairs as given.",
+    "note_image_to_text": "Softmax over each row: which caption belongs to this picture?",
+    "note_text_to_image": "Softmax over each column: which picture belongs to this caption?",
+    "note_cosine": "Cosines, before the temperature; the palest cell is the least similar.",
+    "matrix_label": (
+        "Pictures in rows, captions in columns. Chosen: {picture} and “{caption}”, {value}. The "
+        "arrow keys choose another cell, Enter makes its caption and picture a pair."
+    ),
+    "key_pair": "a pair",
+    "key_chosen": "chosen cell",
+    "key_up": "lowering the loss raises it",
+    "key_down": "lowering the loss lowers it",
+    "picture_name": "Picture {number}, {name}",
+    "chosen_pair": "*{picture}* and “{caption}”: they are a pair.",
+    "chosen_other": "*{picture}* and “{caption}”: not a pair.",
+    "cosine": "Cosine",
+    "logit": "Logit, cosine × {scale}",
+    "to_text": "Probability among the row's captions",
+    "to_image": "Probability among the column's pictures",
+    "term": "Its term of the loss",
+    "no_term": "none: it stands in the sums only",
+    "gradient": "Gradient of its logit",
+    "pairs": "The pairs",
+    "pairs_hint": "Drag a caption to another picture: the two change places. Or choose it here.",
+    "assign": "Caption of picture {number}",
+    "unpaired": "without a picture",
+    "restore": "Restore the pairs",
+    "own": "Your own caption",
+    "add": "Add",
+    "own_wait": "Encoding “{caption}”…",
+    "own_needs_kernel": (
+        "To add a caption of your own, open this page as a notebook: the text encoder needs a "
+        "kernel."
+    ),
+    "own_problem": "It could not be added: {problem}",
+    "table": "All numbers",
+    "table_caption": "Present view, and below each value the gradient of its logit",
+    "table_picture": "picture",
+    "about": "How this is computed",
+    "about_text": (
+        "All is computed here from the features: cosines of the unit vectors, times 1 / "
+        "temperature, are the logits. The loss is the mean of two cross-entropies, one that picks "
+        "each picture's caption among its row and one that picks each caption's picture among its "
+        "column. The gradient of a logit is ((p − y) + (q − y)) / 2B: p and q are its two "
+        "probabilities, y is 1 for a pair and else 0, and B is the number of pairs. A caption "
+        "without a picture stands in the rows only. The triangles' areas follow the size of the "
+        "gradient, relative to the largest one."
+    ),
+}
+
+STRINGS["en"]["loss_laboratory"] = {
+    "locale": "en",
+    "title": "Loss laboratory",
+    "sentence": (
+        "Loss laboratory: {pairs} pictures and their captions on the unit circle, {objective}, "
+        "temperature {temperature}. Loss {loss}, alignment {alignment}, uniformity {uniformity}."
+    ),
+    "objective": "Loss",
+    "objective_softmax": "softmax (InfoNCE)",
+    "objective_sigmoid": "sigmoid (SigLIP)",
+    "temperature": "Temperature",
+    "temperature_value": "{temperature} (cosines × {scale})",
+    "bias": "Bias",
+    "rate": "Step size",
+    "lead_softmax": "Loss *{loss}*. Equal similarities would give {chance}.",
+    "lead_sigmoid": "Loss *{loss}*, the sum over all pairs of points divided by {pairs}.",
+    "circle_label": (
+        "The unit circle with pictures as squares and captions as discs; a pair has one number "
+        "and one colour. Chosen: {point}, at {angle}°. Left and right arrow keys move it, up and "
+        "down arrow keys choose another."
+    ),
+    "point": "Chosen point",
+    "point_image": "{name}: picture {number}",
+    "point_text": "{name}: caption {number}",
+    "angle": "Its angle",
+    "angle_value": "{angle}°",
+    "step": "Gradient step",
+    "run": "Run",
+    "run_still": "{steps} steps",
+    "pause": "Pause",
+    "reset": "Reset",
+    "seed": "Seed",
+    "fact_loss": "loss",
+    "fact_alignment": "alignment: mean squared distance within pairs",
+    "fact_uniformity": "uniformity: lower is more evenly spread",
+    "fact_steps": "gradient steps since the reset",
+    "forces": "Forces on the chosen point",
+    "pull": "Pull of its partner",
+    "push": "Push of all others",
+    "net": "Together: the negative gradient",
+    "key_image": "picture",
+    "key_text": "caption",
+    "key_net": "negative gradient",
+    "key_pull": "pull",
+    "key_push": "push",
+    "scale_note": (
+        "An arrow as long as the radius is a gradient of {value}. Lines join the chosen point to "
+        "its partner (solid) and to those that push it (dashed); the thicker, the greater the "
+        "gradient of the logit."
+    ),
+    "table": "All numbers",
+    "table_caption": "Angle of each point in degrees, and the negative gradient on it",
+    "table_point": "point",
+    "table_angle": "angle",
+    "about": "How this is computed",
+    "about_text": (
+        "Similarity is the cosine of the angle between two points; divided by the temperature it "
+        "is a logit, to which the sigmoid loss adds its bias. InfoNCE lets each picture pick its "
+        "caption among all and each caption its picture; the sigmoid loss asks of each picture "
+        "and caption on their own whether they belong together. Arrows are the negative "
+        "derivative of the loss with respect to a point's angle, drawn along the circle's "
+        "tangent. Pictures stand just outside the circle and captions just inside, so that a pair "
+        "that has met stays two. A gradient step moves each angle by step size × arrow. Alignment "
+        "and uniformity are those of Wang and Isola (2020), with α = 2 and t = 2; uniformity is "
+        "the mean of that of the pictures and that of the captions."
+    ),
+}
+
 
 def strings_for(figure: str, language: str = "en") -> dict[str, str]:
     """The words of one figure; ValueError if there is no such language."""

@@ -34,6 +34,14 @@ function emphasise(text) {
   return text.split("*").map((piece, i) => (i % 2 ? h("strong", {}, piece) : piece));
 }
 
+// Fills a template whose *stars* mark emphasis; the stars of a value are its own.
+function say(node, template, values) {
+  const fill = (piece) => piece.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  const pieces = template.split("*").map(fill);
+  if (node.textContent === pieces.join("")) return; // a live region speaks on true changes only
+  node.replaceChildren(...pieces.map((piece, i) => (i % 2 ? h("strong", {}, piece) : piece)));
+}
+
 // A real minus sign, and never "-0.000".
 function fixed(value, digits) {
   const text = Math.abs(value).toFixed(digits);

@@ -5,6 +5,8 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmlab.analysis import count_parameters, record_attention
 from mmlab.datasets import scenes, train_wordpiece
@@ -141,6 +143,23 @@ def test_parameter_counts_of_the_parts():
     assert model.mask_token is None
 
 
+@pytest.mark.parametrize(("width", "gmacs"), [(384, 16.68), (608, 24.72)])
+def test_multiplications_of_one_pair(width, gmacs):
+    """The patches, 12 blocks of 40 + 1 + n tokens, and the pooler; nothing else multiplies."""
+    with (
+        torch.device("meta"),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as count,
+    ):
+        model = ViLT(replace(vilt.VILT_B_32, heads=())).eval()
+        model(torch.zeros(1, 40, dtype=torch.long), torch.zeros(1, 3, 384, width))
+    n = 12 * width // 32
+    tokens = 41 + n
+    blocks = 12 * (12 * tokens * 768**2 + 2 * tokens**2 * 768)
+    assert count.get_total_flops() == 2 * (n * 32**2 * 3 * 768 + blocks + 768**2)
+    assert count.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=0.01)
+
+
 def test_the_mini_model_is_small():
     assert count_parameters(ViLT(vilt.VILT_MINI)) < 2_500_000
 
@@ -217,6 +236,13 @@ def test_the_order_of_images_in_a_batch_is_the_order_of_the_features():
         model(ids.flip(0), images.flip(0), valid.flip(0), sizes.flip(0)),
     )
     close(backward.pooled, forward.pooled.flip(0))
+
+
+def test_a_patch_counts_if_its_first_pixel_does():
+    model, images = build(), square_images(batch=2)
+    valid = model.valid_patches(images, torch.tensor([[22, 17], [20, 16]])).reshape(2, 6, 6)
+    assert valid[0, :, :5].all() and not valid[0, :, 5:].any()
+    assert valid[1, :5, :4].all() and valid[1].sum() == 20
 
 
 def test_sizes_of_whole_images_are_as_good_as_none():
@@ -830,4 +856,11 @@ def test_heads_that_are_not_there_are_named():
 def test_a_single_row_has_no_false_image_of_its_own():
     batch = {key: tensor[:1] for key, tensor in batch_of(ragged=False).items()}
     with pytest.raises(ValueError, match="a batch of one row needs 'false_images'"):
+        ViLTPretraining(build(), mask_id=4).losses(batch)
+
+
+def test_false_images_come_with_their_sizes():
+    batch = batch_of()
+    batch |= {"false_images": batch["images"]}
+    with pytest.raises(ValueError, match="'image_sizes' and 'false_image_sizes' must be given"):
         ViLTPretraining(build(), mask_id=4).losses(batch)

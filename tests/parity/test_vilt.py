@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from mmlab.hub import create_model, from_mmlab, save, to_mmlab
-from mmlab.models.vilt import ViLT, ViLTConfig, pad_images
+from mmlab.models.vilt import ViLT, ViLTConfig, choose_patches, pad_images
 from tests.parity.test_vit import randomise
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
@@ -70,12 +70,16 @@ def our_config(kind, eps=1e-6):
     return ViLTConfig(**SIZE, **heads, norm_eps=eps, text_norm_eps=eps, dropout=0.0)
 
 
-def hf_model(kind, config):
+def fresh_hf_model(kind, config):
     options = {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
     options["modality_type_vocab_size"] = 1 + config.num_images
     options["num_images"] = config.num_images if config.num_images > 1 else -1
     options["num_labels"] = config.num_classes or 2
-    return randomise(CLASSES[kind][0](ViltConfig(**options)))
+    return CLASSES[kind][0](ViltConfig(**options))
+
+
+def hf_model(kind, config):
+    return randomise(fresh_hf_model(kind, config))
 
 
 def layout(kind):
@@ -135,13 +139,18 @@ def their_outputs(model, kind, ids, text_valid, pixels, sizes):
     return logits[text_valid] if kind == "words" else logits
 
 
-@pytest.mark.parametrize("images", IMAGES)
-def test_tokens_and_pooled_vectors_agree(images, monkeypatch):
-    # transformers puts the patches in a random order; this makes it that of the image.
+@pytest.fixture
+def patches_in_order(monkeypatch):
+    """transformers puts the patches in a random order; this makes it that of the image."""
+
     def first(weights, count, replacement=False):
         return torch.arange(count) % len(weights)
 
     monkeypatch.setattr(torch, "multinomial", first)
+
+
+@pytest.mark.parametrize("images", IMAGES)
+def test_tokens_and_pooled_vectors_agree(images, patches_in_order):
     config = our_config("base")
     theirs = hf_model("base", config)
     ours = our_model("base", config, theirs)
@@ -155,6 +164,21 @@ def test_tokens_and_pooled_vectors_agree(images, monkeypatch):
     torch.testing.assert_close(features.class_token, tokens[:, 7], **TOLERANCE)
     valid = features.patch_valid
     torch.testing.assert_close(features.patches[valid], tokens[:, 8:][valid], **TOLERANCE)
+    torch.testing.assert_close(features.pooled, expected.pooler_output, **TOLERANCE)
+
+
+@pytest.mark.parametrize("images", IMAGES)
+def test_a_limited_number_of_patches_agrees(images, patches_in_order):
+    config = our_config("base")
+    theirs = hf_model("base", config)
+    ours = our_model("base", config, theirs)
+    theirs.config.max_image_length = 19
+    ids, text_valid, pixels, sizes = pairs(images)
+    with torch.no_grad():
+        expected = theirs(**their_inputs(ids, text_valid, pixels, sizes))
+        kept = choose_patches(ours.valid_patches(pixels, sizes), 19)
+        features = ours(ids, pixels, text_valid, sizes, kept)
+    assert features.patches.shape[1] == expected.last_hidden_state.shape[1] - 8 == 19
     torch.testing.assert_close(features.pooled, expected.pooler_output, **TOLERANCE)
 
 
@@ -257,17 +281,9 @@ def test_published_sizes_fit_transformers_strictly(kind):
     heads = CLASSES[kind][1] | ({"num_classes": 3129} if kind == "vqa" else {})
     config = ViLTConfig(**heads)
     with torch.device("meta"):
-        theirs = hf_model_on_meta(kind, config)
+        theirs = fresh_hf_model(kind, config)
         state = from_mmlab(layout(kind), ViLT(config).state_dict())
     theirs.load_state_dict(state, strict=True, assign=True)
     theirs.tie_weights()
     # Tied parameters are counted once.
     assert sum(p.numel() for p in theirs.parameters()) == COUNTS[kind]
-
-
-def hf_model_on_meta(kind, config):
-    options = {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
-    options["modality_type_vocab_size"] = 1 + config.num_images
-    options["num_images"] = config.num_images if config.num_images > 1 else -1
-    options["num_labels"] = config.num_classes or 2
-    return CLASSES[kind][0](ViltConfig(**options))

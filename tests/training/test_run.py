@@ -21,7 +21,7 @@ from mmlab.training.run import (
     weights_file,
 )
 from mmlab.training.systems import image_size
-from tests.training.tiny import TINY, TINY_CLIP, start, write_recipe
+from tests.training.tiny import PAIR, TINY, TINY_CLIP, start, write_recipe
 
 
 class Killed(Exception):
@@ -262,14 +262,24 @@ def test_two_processes_are_one_with_the_whole_batch(system, tmp_path):
     tiny = {"vit": replace(TINY, model=model), "clip": TINY_CLIP}[system]
     recipe = write_recipe(replace(tiny, steps=10), tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
-    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launcher = ("-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0")
-    pair = start("train", "--config", recipe, "--out", str(two), launcher=launcher)
+    pair = start("train", "--config", recipe, "--out", str(two), launcher=PAIR)
     _, errors = pair.communicate()
     assert pair.returncode == 0, errors
     assert start("train", "--config", recipe, "--out", str(one)).wait() == 0
     ones, twos = weights(one), weights(two)
     for name in ones:
-        torch.testing.assert_close(ones[name], twos[name], atol=1e-5, rtol=1e-5)
+        # A bias of the keys has no gradient but rounding, which Adam blows up to its full rate.
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(ones[name], twos[name], atol=1e-5, rtol=1e-5)
     first, second = (read_metrics(f / "metrics.jsonl") for f in (one, two))
     assert [x["loss"] for x in first] == pytest.approx([x["loss"] for x in second], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_two_processes(tmp_path):
+    """Else the test above would compare one process with one."""
+    recipe = write_recipe(replace(TINY, batch_size=7), tmp_path)
+    pair = start("train", "--config", recipe, "--out", str(tmp_path / "run"), launcher=PAIR)
+    _, errors = pair.communicate()
+    assert pair.returncode != 0
+    assert "batch_size must be a multiple of the 2 processes, got 7" in errors

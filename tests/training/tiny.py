@@ -36,12 +36,20 @@ def write_recipe(recipe: Recipe, folder) -> str:
     return str(path)
 
 
+PAIR = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+)
+"""Starts two processes; with ``ACCELERATE_USE_CPU`` on the CPU. (``--cpu`` would start one.)"""
+
+
 def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    """``mmlab`` with these arguments in a process of its own, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """``mmlab`` with these arguments in a process of its own, on one thread of the CPU."""
+    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "mmlab.cli", *arguments],
-        env=environment,
+        env=os.environ | told,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

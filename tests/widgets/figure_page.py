@@ -55,6 +55,28 @@ CONTRASTS = """() => {
 }"""
 
 
+# Milliseconds from each of 15 moves of the first slider to the end of the drawing it causes.
+ANSWER_TIMES = """async () => {
+  const slider = document.querySelector("input[type=range]"), times = [];
+  const request = window.requestAnimationFrame;
+  const timed = (draw, done) => request(() => {
+    const start = performance.now();
+    draw();
+    done(performance.now() - start);
+  });
+  for (let k = 0; k < 15; k++) {
+    const drawn = new Promise((done) => {
+      window.requestAnimationFrame = (draw) => timed(draw, done);
+    });
+    slider.value = -1.9 + k / 10;
+    const start = performance.now();
+    slider.dispatchEvent(new Event("input"));
+    times.push(performance.now() - start + (await drawn));
+  }
+  return times;
+}"""
+
+
 def marked(strings: dict[str, str]) -> dict[str, str]:
     """Every Latin word made one foreign letter: a word left on a figure came from elsewhere."""
 

@@ -8,7 +8,13 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 
 from mmlab.models.vit import VIT_MINI, ViT
-from mmlab.widgets import AttentionDistance, PatchSplitter, TokenCalculator
+from mmlab.widgets import (
+    AttentionDistance,
+    LossLaboratory,
+    PatchSplitter,
+    SimilarityMatrix,
+    TokenCalculator,
+)
 from tests.browser import needs_chromium
 from tests.widgets.figure_page import (
     ALL_TEXT,
@@ -47,6 +53,16 @@ def calculator(names=(), **options):
     return figure
 
 
+def matrix(names=("1", "2"), **options):
+    features = torch.eye(2), torch.tensor([[1.0, 0.2], [0.4, 0.9]])
+    encoder = {"encode_text": lambda captions: torch.ones(len(captions), 2)}
+    return SimilarityMatrix(pictures(names), list(names), *features, 2.66, **(encoder | options))
+
+
+def laboratory(names=("1", "2"), **options):
+    return LossLaboratory(names, **options)
+
+
 FIGURES = {
     "splitter": splitter,
     "splitter shuffled": lambda *a: splitter(*a, order="shuffled", positions=True),
@@ -55,6 +71,10 @@ FIGURES = {
     "distance by rollout": lambda *a: distance(*a, view="rollout"),
     "calculator": calculator,
     "calculator that does not fit": lambda *a: calculator(*a, image_size=230),
+    "matrix": matrix,
+    "matrix with captions exchanged": lambda *a: matrix(*a, order=[1, 0], view="cosine"),
+    "laboratory": laboratory,
+    "laboratory of the sigmoid": lambda *a: laboratory(*a, objective="sigmoid"),
 }
 every_figure = pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
 
@@ -160,8 +180,8 @@ def test_every_word_can_be_translated(make, show):
 
 @pytest.mark.parametrize(
     ("make", "starter"),
-    [(splitter, "button.primary"), (distance, CHANGES)],
-    ids=["splitter", "distance"],
+    [(splitter, "button.primary"), (distance, CHANGES), (laboratory, "button.run")],
+    ids=["splitter", "distance", "laboratory"],
 )
 def test_motion_is_shown_only_to_those_who_allow_it(make, starter, show):
     frames = f"""new Promise((resolve) => {{

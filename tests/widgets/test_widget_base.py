@@ -15,7 +15,7 @@ from mmlab.widgets import PatchSplitter, TokenCalculator
 from mmlab.widgets.base import module_source, to_script_json
 from mmlab.widgets.strings import STRINGS, strings_for
 
-FIGURES = ("patch_splitter", "token_calculator")
+FIGURES = ("patch_splitter", "token_calculator", "similarity_matrix", "loss_laboratory")
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -106,7 +106,8 @@ def test_every_language_has_the_same_words_and_places(language, name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_word_is_left_over(name):
     source = module_source(name)
-    dynamic = ("order_", "numbers_", "fact_", "chart_")
+    dynamic = ("order_", "numbers_", "fact_", "chart_", "view_", "note_", "key_", "lead_")
+    dynamic += ("objective_",)
     python_only = {"locale", "sentence", "sentence_uneven"}
     for key in set(strings_for(name)) - python_only:
         assert f'"{key}"' in source or key.startswith(dynamic), key
