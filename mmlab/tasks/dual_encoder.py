@@ -38,7 +38,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def encode_images(
-        self, images: Sequence[UInt8[Tensor, "3 height width"]] | UInt8[Tensor, "batch 3 h w"]
+        self, images: Sequence[UInt8[Tensor, "3 _ _"]] | UInt8[Tensor, "batch 3 _ _"]
     ) -> Float[Tensor, "batch dim"]:
         """Unit vectors of pictures of any size: resized, cut to the middle square, normalised."""
         size = self.network.config.image_size

@@ -25,7 +25,7 @@ ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", "
 DESCRIPTION = "index.json"
 PICTURES_A_PART = 1024
 
-EncodeImages = Callable[[list[UInt8[Tensor, "3 height width"]]], Float[Tensor, "batch dim"]]
+EncodeImages = Callable[[list[UInt8[Tensor, "3 _ _"]]], Float[Tensor, "batch dim"]]
 """Pictures of any size to features; a model with its preparation."""
 
 
