@@ -8,27 +8,25 @@ image encoder are in ``mmlab.models.clip_resnet``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import check, check_choice, check_integers, check_positive
 from mmlab.models.clip_resnet import CLIPResNet
 from mmlab.nn import (
     ACTIVATIONS,
     Attention,
-    AttentionMask,
     ConvStem,
     PatchEmbedding,
     TransformerBlock,
     causal_mask,
     conv_stem_widths,
     interpolate_positions,
+    run_blocks,
 )
 from mmlab.objectives.contrastive import contrastive_loss
 
@@ -244,7 +242,7 @@ class CLIPImageEncoder(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Class token and patches after the blocks, before the last norm."""
-        return _run_blocks(self.blocks, self.embed(images), None, self.activation_checkpointing)
+        return run_blocks(self.blocks, self.embed(images), None, self.activation_checkpointing)
 
     def embed(
         self, images: Float[Tensor, "batch channels height width"]
@@ -290,7 +288,7 @@ class CLIPTextEncoder(nn.Module):
             )
         tokens = self.token_embedding(input_ids) + self.position_embedding[:, :num_tokens]
         mask = causal_mask(num_tokens, input_ids.device)
-        return self.norm(_run_blocks(self.blocks, tokens, mask, self.activation_checkpointing))
+        return self.norm(run_blocks(self.blocks, tokens, mask, self.activation_checkpointing))
 
     def ends(self, input_ids: Int[Tensor, "batch tokens"]) -> Int[Tensor, " batch"]:
         """The place of the end token in each row, the first where there are several."""
@@ -314,20 +312,6 @@ def _stem(config: CLIPConfig) -> nn.Module:
 
 def _block(config: CLIPConfig, dim: int, num_heads: int, mlp_dim: int) -> TransformerBlock:
     return TransformerBlock(dim, num_heads, mlp_dim, config.activation, config.norm_eps)
-
-
-def _run_blocks(
-    blocks: Iterable[nn.Module],
-    tokens: Float[Tensor, "batch tokens dim"],
-    mask: AttentionMask | None,
-    checkpointing: bool,
-) -> Float[Tensor, "batch tokens dim"]:
-    for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, mask, use_reentrant=False)
-        else:
-            tokens = block(tokens, mask)
-    return tokens
 
 
 def _init_clip(model: CLIP) -> None:

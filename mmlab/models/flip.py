@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import check, check_choice, check_integers, check_rates
 from mmlab.models.vit import ViT, ViTConfig
-from mmlab.nn import TransformerBlock, init_xavier, keep_patches, num_kept, random_masking
+from mmlab.nn import (
+    TransformerBlock,
+    init_xavier,
+    keep_patches,
+    num_kept,
+    random_masking,
+    run_blocks,
+)
 from mmlab.objectives.contrastive import contrastive_loss
 
 INITIAL_SCALE = 1 / 0.07
@@ -205,11 +211,7 @@ class FLIPTextEncoder(nn.Module):
         tokens = self.token_embedding(self.pad(input_ids)) + self.position_embedding
         if kept is not None:
             tokens = keep_patches(tokens, kept)
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+        tokens = run_blocks(self.blocks, tokens, None, self.activation_checkpointing)
         return self.norm(tokens)
 
     def pad(self, input_ids: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch context"]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import check, check_integers, check_rates
 from mmlab.models.vit import ViT, ViTConfig
@@ -24,6 +23,7 @@ from mmlab.nn import (
     patchify,
     random_masking,
     restore_patches,
+    run_blocks,
     sincos_positions,
 )
 
@@ -184,11 +184,7 @@ class MAEDecoder(nn.Module):
         class_token, patches = self.embedding(visible).tensor_split([1], dim=1)
         patches = restore_patches(patches, self.mask_token, restore)
         tokens = torch.cat([class_token, patches], dim=1) + self.position_embedding
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+        tokens = run_blocks(self.blocks, tokens, None, self.activation_checkpointing)
         return self.prediction(self.norm(tokens)[:, 1:])
 
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
 from mmlab.models.vit import ViT
@@ -32,6 +31,7 @@ from mmlab.nn import (
     init_bert,
     interpolate_positions,
     padding_mask,
+    run_blocks,
 )
 from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
 from mmlab.objectives.matching import matching_loss
@@ -203,7 +203,9 @@ class ViLT(nn.Module):
         image = self.embed_image(images, image_sizes, kept, image_number, masked_patches)
         padded = text_valid is not None or image_sizes is not None
         mask = self._mask(input_ids, text_valid, image.valid) if padded else None
-        tokens = self.norm(self._run_blocks(torch.cat([text, image.tokens], dim=1), mask))
+        tokens = torch.cat([text, image.tokens], dim=1)
+        tokens = run_blocks(self.blocks, tokens, mask, self.activation_checkpointing)
+        tokens = self.norm(tokens)
         words, class_token, patches = tokens.tensor_split([text.shape[1], text.shape[1] + 1], 1)
         pooled = self.pooler(tokens)
         return ViLTFeatures(
@@ -341,18 +343,6 @@ class ViLT(nn.Module):
             text_valid = torch.ones_like(input_ids, dtype=torch.bool)
         class_valid = torch.ones_like(patch_valid[:, :1])
         return padding_mask(torch.cat([text_valid, class_valid, patch_valid], dim=1))
-
-    def _run_blocks(
-        self,
-        tokens: Float[Tensor, "batch all_tokens dim"],
-        mask: Bool[Tensor, "batch 1 1 all_tokens"] | None,
-    ) -> Float[Tensor, "batch all_tokens dim"]:
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, mask, use_reentrant=False)
-            else:
-                tokens = block(tokens, mask)
-        return tokens
 
     def _check_images(self, images: Tensor, image_number: int) -> None:
         if not images.is_floating_point():

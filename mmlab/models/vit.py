@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
 from mmlab.nn import (
@@ -23,6 +22,7 @@ from mmlab.nn import (
     TransformerBlock,
     conv_stem_widths,
     interpolate_positions,
+    run_blocks,
     sincos_positions,
 )
 
@@ -225,12 +225,7 @@ class ViT(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """All blocks, without the last norm (ViT, equations 2 and 3)."""
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-        return tokens
+        return run_blocks(self.blocks, tokens, None, self.activation_checkpointing)
 
     def resize_positions(self, image_size: int, variant: str = "bilinear_aligned") -> ViT:
         """Take images of ``image_size`` pixels from now on; returns the model itself.

@@ -9,7 +9,15 @@ from mmlab.nn.bert import (
     bert_block,
     init_bert,
 )
-from mmlab.nn.blocks import ACTIVATIONS, MLP, DropPath, PostNormBlock, QuickGELU, TransformerBlock
+from mmlab.nn.blocks import (
+    ACTIVATIONS,
+    MLP,
+    DropPath,
+    PostNormBlock,
+    QuickGELU,
+    TransformerBlock,
+    run_blocks,
+)
 from mmlab.nn.masking import (
     PatchMask,
     init_xavier,
@@ -54,6 +62,7 @@ __all__ = [
     "prefix_mask",
     "random_masking",
     "restore_patches",
+    "run_blocks",
     "sincos_positions",
     "unpatchify",
 ]

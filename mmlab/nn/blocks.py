@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmlab.nn.attention import Attention, AttentionMask
 
@@ -103,6 +104,24 @@ class TransformerBlock(nn.Module):
         attended = self.attention(self.norm1(x), mask=mask)
         x = x + self.drop_path(self.dropout(attended))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    tokens: Float[Tensor, "batch tokens dim"],
+    mask: AttentionMask | None = None,
+    checkpointing: bool = False,
+) -> Float[Tensor, "batch tokens dim"]:
+    """Blocks one after another; ``checkpointing`` computes them again in the backward pass.
+
+    That trades time for memory (Chen et al. 2016): what a block computes inside is not kept.
+    """
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, mask, use_reentrant=False)
+        else:
+            tokens = block(tokens, mask)
+    return tokens
 
 
 class PostNormBlock(nn.Module):
