@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmlab import datasets
 from mmlab.datasets import Emoji, Scenes
+from mmlab.datasets.emoji import LANGUAGES
 from mmlab.tasks.classification import accuracy, emoji_images, scene_images
 from mmlab.tasks.dual_encoder import dataset_retrieval, dataset_zero_shot
 from mmlab.tasks.zero_shot import TEMPLATES
@@ -47,6 +48,10 @@ def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: s
     ValueError for an unknown task; CheckpointError if the weights are of another model.
     """
     check_known("task", task, tasks_of(recipe.system))
+    if task == "classification" and language != "en":
+        raise ValueError("--language means nothing for classification, which reads no captions")
+    if task == "retrieval" and recipe.target:
+        raise ValueError("--target means nothing for retrieval, which reads the captions")
     return _TASKS[recipe.system][task](recipe, weights, where, language)
 
 
@@ -70,7 +75,9 @@ def _zero_shot(recipe: Recipe, weights: Path, where: Choice, language: str) -> F
     encoder = load_encoder(recipe, weights)
     encoder.network.to(device())
     images = _images(recipe, where, language)
-    return asdict(dataset_zero_shot(encoder, images, TEMPLATES[language]))
+    check_known("language", language, LANGUAGES)
+    templates = TEMPLATES[language]
+    return asdict(dataset_zero_shot(encoder, images, templates, recipe.target))
 
 
 def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scenes:

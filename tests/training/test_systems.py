@@ -106,6 +106,17 @@ def test_zero_shot_in_chinese(mmlab, runs):
     assert "num classes  1,591" in out and "top1" in out
 
 
+def test_zero_shot_takes_a_target(mmlab, runs):
+    options = ("--task", "zero-shot", "--target", "group", "--json")
+    code, out, _ = mmlab("evaluate", "clip", "--checkpoint", runs / "clip", *options)
+    assert code == 0 and json.loads(out)["num_classes"] == 9
+
+
+def test_a_classifier_reads_no_language(mmlab):
+    code, _, err = mmlab("evaluate", "vit", "--language", "zh")
+    assert code == 2 and "--language means nothing for classification" in err
+
+
 def test_figures_in_figures_are_told_in_lines(mmlab, runs):
     options = ("--num-images", 30)
     code, out, _ = mmlab("evaluate", "flip", "--checkpoint", runs / "flip", *options)
@@ -119,6 +130,8 @@ def test_figures_in_figures_are_told_in_lines(mmlab, runs):
         (("--task", "vqa"), "unknown task 'vqa'; there are retrieval, zero-shot"),
         (("--language", "fr"), "'fr'"),
         (("--num-images", "3"), "--num-images means nothing for emoji"),
+        (("--target", "group"), "--target means nothing for retrieval"),
+        (("--task", "zero-shot", "--target", "color"), "'color'"),
     ],
 )
 def test_wrong_options_cost_one_line(mmlab, runs, arguments, message):
