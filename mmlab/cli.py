@@ -261,8 +261,8 @@ Index = Annotated[
 Weights = Annotated[
     File,
     _option(
-        "A run folder or file of weights of a clip or flip.",
-        default="the trained clip-mini that comes with mmlab",
+        "A run folder or file of weights of a clip or flip, as 'mmlab train clip' makes them.",
+        default="a trained clip-mini, where mmlab comes with one",
     ),
 ]
 
@@ -294,7 +294,7 @@ def search(
     """Find the pictures of a folder that fit a sentence best.
 
     [bold]mmlab search "a happy cat" --images holiday[/bold] reads each picture once and keeps what
-    it has learned of it. The model that comes with mmlab knows emoji and little else.
+    it has learned of it. A model trained on emoji knows emoji and little else.
     """
     from mmlab.tasks import picture_search
 

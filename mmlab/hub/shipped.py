@@ -24,8 +24,9 @@ def mini_checkpoint(name: str) -> Path:
     """
     shipped = list_mini_checkpoints()
     if name not in shipped:
-        near = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(shipped) or 'none'}"
+        # A high bar: 'vit-mini' is no misspelling of 'clip-mini'.
+        near = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(shipped) or 'none'}"
         raise CheckpointError(f"mmlab comes with no trained {name!r}; {hint}")
     return shipped[name]
 
