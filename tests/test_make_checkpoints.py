@@ -1,14 +1,17 @@
+import json
 import os
 from dataclasses import replace
 
 import pytest
 import torch
 
+from mmlab.datasets import emoji
 from mmlab.hub import read_checkpoint
+from mmlab.tasks.dual_encoder import dataset_retrieval, load_dual_encoder
 from mmlab.training.recipe import read_recipe, recipe_text
 from mmlab.training.run import run
 from scripts import make_checkpoints
-from tests.training.tiny import TINY
+from tests.training.tiny import TINY, TINY_CLIP
 
 CARD = "# tiny\n"
 
@@ -149,3 +152,18 @@ def test_what_cannot_be_made_costs_one_line_and_leaves_nothing(what, place, monk
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not [path for path in (place / "data").rglob("*") if path.is_file()]
+
+
+def test_a_dual_encoder_is_measured_and_brings_its_tokenizer(place, capsys):
+    set_recipe(place, TINY_CLIP)
+    assert make_checkpoints.main([]) == 0
+    metadata = read_checkpoint(checkpoint(place)).metadata
+    figures = json.loads(metadata["mmlab.metrics"])
+    assert set(figures) == set(make_checkpoints.PAIR_TESTS)
+    assert figures["fluent"]["num_texts"] >= 1400
+    assert "fluent_held_out" in capsys.readouterr().out
+    encoder = load_dual_encoder("clip-mini", checkpoint(place))
+    found = dataset_retrieval(encoder, emoji("held_out", "fluent")).figures()
+    assert found["text_to_image"]["r@10"] == pytest.approx(
+        figures["fluent_held_out"]["text_to_image"]["r@10"], abs=0.01
+    )

@@ -88,7 +88,7 @@ def index_pictures(
     Pictures that the index knows and that have not changed are not read again, so a call that was
     cut short goes on where it stopped (up to ``PICTURES_A_PART`` pictures are read again). A broken
     file is reported and left out. ``model`` names what ``encode`` is, weights included: an index
-    holds the features of one model. ``report(done, total)`` is called after each batch.
+    holds the features of one model. ``report(done, total)`` is called after each part.
 
     ValueError if there is no such folder, or the index is of another folder or model;
     CheckpointError (a ValueError) if it cannot be written.
