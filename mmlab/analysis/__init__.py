@@ -14,6 +14,7 @@ from mmlab.analysis.distance import (
     patch_distances,
     query_distances,
 )
+from mmlab.analysis.grad_cam import grad_cam
 from mmlab.analysis.patch_filters import PatchFilters, patch_filters
 from mmlab.analysis.positions import grid_structure, position_similarity, spearman
 from mmlab.analysis.reconstruct import Reconstruction, reconstruct
@@ -30,6 +31,7 @@ __all__ = [
     "block_macs",
     "completeness_gap",
     "count_parameters",
+    "grad_cam",
     "grid_structure",
     "integrated_gradients",
     "occlusion",

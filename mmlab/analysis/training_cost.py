@@ -1,4 +1,4 @@
-"""What a contrastive run will cost, before it is paid: FLOPs and hours of a device."""
+"""What a pretraining run will cost, before it is paid: FLOPs and hours of a device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlab.analysis.albef_cost import albef_fusion_macs, albef_image_macs, albef_text_macs
 from mmlab.analysis.cost import clip_image_macs, clip_text_macs
-from mmlab.models import clip
+from mmlab.models import albef, clip
+from mmlab.models.albef import ALBEFConfig
 from mmlab.models.checks import check, check_integers, check_positive
 from mmlab.models.clip import CLIPConfig
 
 A100_BF16_PEAK = 312e12
 """FLOP/s of one NVIDIA A100 in bf16, dense (NVIDIA, A100 datasheet)."""
+MASKED_SHARE = 0.15
+"""The share of words that are masked, at most: [CLS] never is."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,15 @@ class TrainingCost:
         return 2 * 3 * self.forward_macs_per_pair * self.num_pairs
 
     @property
+    def recomputed_flops(self) -> float | int:
+        """FLOPs of the forward pass that ``recompute`` repeats."""
+        return 2 * self.forward_macs_per_pair * self.num_pairs
+
+    @property
     def device_hours(self) -> float:
         """Hours of one device; as many devices share them."""
-        passes = 4 / 3 if self.recompute else 1
-        return passes * self.flops / (self.peak_flops * self.mfu) / 3600
+        done = self.flops + (self.recomputed_flops if self.recompute else 0)
+        return done / (self.peak_flops * self.mfu) / 3600
 
     @property
     def hours(self) -> float:
@@ -93,6 +102,54 @@ class TrainingCost:
         )
 
 
+@dataclass(frozen=True)
+class ALBEFTrainingCost(TrainingCost):
+    """A run of ALBEF's pre-training; see ``TrainingCost``.
+
+    A sample goes through the network's trunks and, forwards only, through those of its twin: image
+    encoder once each; text blocks twice, for the text and for the masked text; fusion blocks four
+    times (the true pair, two false ones, the masked text) and once in the twin. Heads other than
+    that for the masked words, and the similarities, are left out.
+    """
+
+    config: ALBEFConfig
+
+    @property
+    def forward_macs_per_pair(self) -> float:
+        """MACs of the network and of its twin, forwards."""
+        return self.online_macs_per_pair + self.momentum_macs_per_pair
+
+    @property
+    def online_macs_per_pair(self) -> float:
+        """MACs of all forward passes through the network."""
+        return self._trunks(num_fusions=4)
+
+    @property
+    def momentum_macs_per_pair(self) -> float:
+        """MACs of all passes through the twin, which has no backward pass."""
+        return self._trunks(num_fusions=1)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the run: two a MAC; the network's backward pass costs two forward passes."""
+        return 2 * (3 * self.online_macs_per_pair + self.momentum_macs_per_pair) * self.num_pairs
+
+    @property
+    def recomputed_flops(self) -> float | int:
+        """FLOPs of the network's forward passes; the twin's are not repeated."""
+        return 2 * self.online_macs_per_pair * self.num_pairs
+
+    def _trunks(self, num_fusions: int) -> float:
+        config = self.config
+        tokens = config.context_length if self.num_text_tokens is None else self.num_text_tokens
+        image, text = albef_image_macs(config), albef_text_macs(config, tokens)
+        words = MASKED_SHARE * tokens * config.text_dim * (config.text_dim + config.vocab_size)
+        return image + 2 * text + num_fusions * albef_fusion_macs(config, tokens) + words
+
+
+_KINDS = {"clip": (clip, TrainingCost), "albef": (albef, ALBEFTrainingCost)}
+
+
 def steps_for(num_images: int, epochs: int | float, batch_size: int) -> int:
     """Whole steps that see ``num_images`` at least ``epochs`` times; ValueError if one is below 1.
 
@@ -103,22 +160,30 @@ def steps_for(num_images: int, epochs: int | float, batch_size: int) -> int:
     return math.ceil(num_images * epochs / batch_size)
 
 
-def recipe_cost(path: str | os.PathLike[str], mfu: float, num_devices: int = 1) -> TrainingCost:
-    """The cost of a recipe file for a CLIP on A100s: its ``size``, ``steps`` and ``batch_size``.
+def recipe_cost(
+    path: str | os.PathLike[str],
+    mfu: float,
+    num_devices: int = 1,
+    num_text_tokens: int | None = None,
+) -> TrainingCost:
+    """The cost of a recipe file on A100s: its ``system``, ``size``, ``steps`` and ``batch_size``.
 
-    ValueError if it is no such recipe.
+    ``num_text_tokens`` as in ``TrainingCost``. ValueError if it is no recipe for a CLIP or ALBEF.
     """
     import yaml
 
     try:
         recipe = yaml.safe_load(Path(path).read_text("utf-8"))
         name = f"{recipe['system']}_{recipe['size']}".upper().replace("-", "_")
-        config, steps, batch_size = getattr(clip, name), recipe["steps"], recipe["batch_size"]
+        module, kind = _KINDS[recipe["system"]]
+        config, steps, batch_size = getattr(module, name), recipe["steps"], recipe["batch_size"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"recipe {os.fspath(path)!r} cannot be read: {error}") from None
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"recipe {os.fspath(path)!r} must name the system clip, one of its sizes, steps and "
-            f"batch_size: {error}"
+            f"recipe {os.fspath(path)!r} must name the system clip or albef, one of its sizes, "
+            f"steps and batch_size: {error}"
         ) from None
-    return TrainingCost(config, steps, batch_size, mfu, num_devices=num_devices)
+    return kind(
+        config, steps, batch_size, mfu, num_devices=num_devices, num_text_tokens=num_text_tokens
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from mmlab.models import clip, flip, mae, vilt, vit
+from mmlab.models import albef, clip, flip, mae, vilt, vit
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,20 @@ FAMILIES = {
         },
         layouts="vilt*",
         positions={"position_embedding": 1},
+        behaviour=("norm_eps", "text_norm_eps", "activation"),
+    ),
+    "albef": Family(
+        network=albef.ALBEF,
+        sizes={
+            "albef-b-16": albef.ALBEF_B_16,
+            "albef-b-16-retrieval": albef.ALBEF_B_16_RETRIEVAL,
+            "albef-b-16-vqa": albef.ALBEF_B_16_VQA,
+            "albef-b-16-ve": albef.ALBEF_B_16_VE,
+            "albef-b-16-nlvr2": albef.ALBEF_B_16_NLVR2,
+            "albef-mini": albef.ALBEF_MINI,
+        },
+        layouts="albef*",
+        positions={"image_encoder.position_embedding": 1},
         behaviour=("norm_eps", "text_norm_eps", "activation"),
     ),
 }

@@ -19,6 +19,7 @@ from mmlab.hub.conversion import OWN, detect_layout, get_layout, layouts, to_mml
 from mmlab.hub.families import FAMILIES, MODELS, Family, family_of
 from mmlab.hub.files import CheckpointFile
 from mmlab.hub.mapping import CheckpointError, HFConfig, first_few
+from mmlab.hub.pretraining import network_part
 from mmlab.nn import interpolate_positions
 
 Settings = Mapping[str, object]
@@ -153,7 +154,7 @@ def _read(family: Family, config: object, file: CheckpointFile) -> _Checkpoint:
         told = dict(table.config)
         if table.hf_config is not None:
             told |= read_hf_config(table.hf_config, file.config, table.config)
-        state = to_mmlab(layout, file.tensors)
+        state = network_part(to_mmlab(layout, file.tensors))
         return _Checkpoint(file.source, layout, state, told, saved, table.interpolation)
     except ValueError as error:
         raise CheckpointError(f"{file.source!r}: {error}") from None

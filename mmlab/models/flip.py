@@ -24,10 +24,8 @@ from mmlab.nn import (
     random_masking,
     run_blocks,
 )
-from mmlab.objectives.contrastive import contrastive_loss
+from mmlab.objectives.contrastive import INITIAL_SCALE, MAX_SCALE, contrastive_loss
 
-INITIAL_SCALE = 1 / 0.07
-MAX_SCALE = 100.0
 TEXT_MASKS = ("none", "random", "padding_first")
 
 

@@ -20,6 +20,7 @@ from mmlab.nn.blocks import (
 )
 from mmlab.nn.masking import (
     PatchMask,
+    init_joint_projections,
     init_xavier,
     keep_patches,
     num_kept,
@@ -27,6 +28,7 @@ from mmlab.nn.masking import (
     restore_patches,
 )
 from mmlab.nn.masks import causal_mask, padding_mask, prefix_mask
+from mmlab.nn.momentum import FeatureQueue, MomentumTwin, make_average, update_average
 from mmlab.nn.patches import ConvStem, PatchEmbedding, conv_stem_widths, patchify, unpatchify
 from mmlab.nn.positions import INTERPOLATIONS, Grid, interpolate_positions, sincos_positions
 
@@ -43,7 +45,9 @@ __all__ = [
     "ConvStem",
     "DotProductAttention",
     "DropPath",
+    "FeatureQueue",
     "Grid",
+    "MomentumTwin",
     "PatchEmbedding",
     "PatchMask",
     "PostNormBlock",
@@ -53,9 +57,11 @@ __all__ = [
     "causal_mask",
     "conv_stem_widths",
     "init_bert",
+    "init_joint_projections",
     "init_xavier",
     "interpolate_positions",
     "keep_patches",
+    "make_average",
     "num_kept",
     "padding_mask",
     "patchify",
@@ -65,4 +71,5 @@ __all__ = [
     "run_blocks",
     "sincos_positions",
     "unpatchify",
+    "update_average",
 ]

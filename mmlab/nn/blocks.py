@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: Iterable[Callable[..., Tensor]],
     tokens: Float[Tensor, "batch tokens dim"],
     mask: AttentionMask | None = None,
     checkpointing: bool = False,
@@ -122,6 +122,13 @@ def run_blocks(
         else:
             tokens = block(tokens, mask)
     return tokens
+
+
+ContextMask = (
+    Bool[Tensor, "#batch #heads #queries #context_tokens"]
+    | Float[Tensor, "#batch #heads #queries #context_tokens"]
+)
+"""An ``AttentionMask`` over the tokens of another sequence."""
 
 
 class PostNormBlock(nn.Module):
@@ -160,7 +167,7 @@ class PostNormBlock(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         mask: AttentionMask | None = None,
         context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
-        context_mask: AttentionMask | None = None,
+        context_mask: ContextMask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Same shape as ``x``; masks as in ``AttentionMask``.
 
@@ -175,7 +182,7 @@ class PostNormBlock(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         context: Float[Tensor, "batch context_tokens context_dim"],
-        context_mask: AttentionMask | None = None,
+        context_mask: ContextMask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """The cross-attention alone: ``LN(x + attention(x, context))``."""
         if self.cross_attention is None:

@@ -87,14 +87,22 @@ def _take(
 def init_xavier(module: nn.Module) -> None:
     """Initialisation of MAE's blocks (``models_mae.py``) and FLIP's ("mae_jax_v2").
 
-    Xavier-uniform matrices and zero biases, with queries, keys and values as one matrix: its fan
-    out is three times the width, so their bound is smaller. Use it as ``model.apply(init_xavier)``.
+    Xavier-uniform matrices and zero biases, with queries, keys and values as one matrix. Use it as
+    ``model.apply(init_xavier)``.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, Attention):
-        for projection in (module.q_proj, module.k_proj, module.v_proj):
-            bound = math.sqrt(6 / (projection.in_features + 3 * projection.out_features))
-            nn.init.uniform_(projection.weight, -bound, bound)
+        init_joint_projections(module)
+
+
+def init_joint_projections(attention: Attention) -> None:
+    """Xavier-uniform queries, keys and values as one matrix, as ``nn.MultiheadAttention`` has them.
+
+    Its fan out is three times the width, so their bound is smaller than for three matrices.
+    """
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        bound = math.sqrt(6 / (projection.in_features + 3 * projection.out_features))
+        nn.init.uniform_(projection.weight, -bound, bound)

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 Scale = Float[Tensor, ""] | float
 """The factor on cosines, ``1 / temperature``."""
+INITIAL_SCALE, MAX_SCALE = 1 / 0.07, 100.0
+"""Where a learned scale starts, and what it may not exceed (CLIP, section 2.5)."""
 
 
 def contrastive_loss(
@@ -52,6 +54,48 @@ def soft_contrastive_loss(
     image_loss = F.cross_entropy(_single(image_to_text), _single(image_targets))
     text_loss = F.cross_entropy(_single(text_to_image), _single(text_targets))
     return (image_loss + text_loss) / 2
+
+
+def queue_similarity(
+    queries: Float[Tensor, "batch dim"],
+    keys: Float[Tensor, "batch dim"],
+    queue: Float[Tensor, "dim size"],
+    temperature: Scale,
+) -> Float[Tensor, "batch batch+size"]:
+    """Dot products with the batch's keys, then with those in a queue, over the temperature.
+
+    ALBEF, equation 1 and section 3.2: queries come from the model, keys and queue from its momentum
+    twin, so a pair's own key is its column of the batch. Only this process's keys are in the batch;
+    those of others get into the queue.
+    """
+    return _single(queries @ torch.cat([keys.T, queue.detach()], dim=1)) / temperature
+
+
+def moco_logits(
+    queries: Float[Tensor, "batch dim"],
+    keys: Float[Tensor, "batch dim"],
+    queue: Float[Tensor, "dim size"],
+    temperature: Scale = 0.07,
+) -> Float[Tensor, "batch 1+size"]:
+    """The own key in column 0, the queue after it (MoCo, equation 1); the right label is 0.
+
+    He et al. 2019, arXiv 1911.05722, algorithm 1. All features have unit length, and other keys of
+    the batch are no negatives.
+    """
+    own = (queries * keys.detach()).sum(1, keepdim=True)
+    return _single(torch.cat([own, queries @ queue.detach()], dim=1)) / temperature
+
+
+def soften_targets(
+    truth: Float[Tensor, "batch items"],
+    similarity: Float[Tensor, "batch items"],
+    alpha: Scale,
+) -> Float[Tensor, "batch items"]:
+    """``alpha`` of the teacher's softmax, the rest of the truth (ALBEF, equation 6 in its code).
+
+    ``similarity`` is what the momentum twin sees. No gradient.
+    """
+    return (alpha * similarity.detach().softmax(-1) + (1 - alpha) * truth).detach()
 
 
 def sigmoid_loss(

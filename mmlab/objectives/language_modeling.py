@@ -32,3 +32,23 @@ def language_modeling_loss(
         label_smoothing=label_smoothing,
     )
     return total / (targets != IGNORED).sum().clamp_min(1)
+
+
+def sequence_losses(
+    logits: Float[Tensor, "batch tokens vocab"],
+    labels: Int64[Tensor, "batch tokens"],
+    teacher_logits: Float[Tensor, "batch tokens vocab"] | None = None,
+    alpha: float | Float[Tensor, ""] = 0.0,
+) -> Float[Tensor, " batch"]:
+    """The cross-entropy of each whole sequence: a sum over its tokens, minus its log-likelihood.
+
+    ``labels`` as above. With a teacher, each token's loss is ``(1 - alpha)`` of it and ``alpha`` of
+    the cross-entropy with the teacher's guess (ALBEF's question answering). No gradient to it.
+    """
+    targets, scores = labels[:, 1:], logits[:, :-1]
+    losses = F.cross_entropy(scores.mT, targets, ignore_index=IGNORED, reduction="none")
+    if teacher_logits is not None:
+        guess = teacher_logits[:, :-1].detach().softmax(-1)
+        distilled = F.cross_entropy(scores.mT, guess.mT, reduction="none")
+        losses = (1 - alpha) * losses + alpha * distilled.masked_fill(targets == IGNORED, 0.0)
+    return losses.sum(1)

@@ -27,16 +27,34 @@ def sample_hard_negatives(
     probabilities; this is the same distribution in one call, by adding Gumbel noise to logarithms,
     where nothing underflows. No gradient. ValueError if all items belong to some query.
     """
-    if belongs.all(1).any():
-        row = int(belongs.all(1).nonzero()[0])
-        raise ValueError(f"there is no wrong item for query {row}: all {belongs.shape[1]} belong")
+    return sample_several_hard_negatives(similarity, belongs, 1, generator, floor)[:, 0]
+
+
+def sample_several_hard_negatives(
+    similarity: Float[Tensor, "queries items"],
+    belongs: Bool[Tensor, "queries items"],
+    count: int,
+    generator: torch.Generator | None = None,
+    floor: float = 0.0,
+) -> Int64[Tensor, "queries count"]:
+    """``count`` different wrong items for each query, one after the other, as above.
+
+    The ``count`` greatest of the noisy logarithms are a draw without replacement (Kool et al. 2019,
+    arXiv 1903.06059). ValueError if some query has fewer wrong items.
+    """
+    wrong = (~belongs).sum(1)
+    if (wrong < count).any():
+        row = int((wrong < count).nonzero()[0])
+        what = f"no wrong item for query {row}: all {belongs.shape[1]} belong"
+        few = f"only {int(wrong[row])} wrong items for query {row}, of {count} to draw"
+        raise ValueError(f"there is {what}" if count == 1 else f"there are {few}")
     log_weights = similarity.detach().float().log_softmax(-1)
     if floor > 0:
         log_weights = torch.log(log_weights.exp() + floor)
     log_weights = log_weights.masked_fill(belongs, -torch.inf)
     noise = torch.rand(similarity.shape, generator=generator, device=_device(generator, similarity))
     gumbel = -torch.log(-torch.log(noise.clamp_min(torch.finfo(noise.dtype).tiny)))
-    return (log_weights + gumbel.to(log_weights.device)).argmax(-1)
+    return (log_weights + gumbel.to(log_weights.device)).topk(count, dim=-1).indices
 
 
 def matching_loss(

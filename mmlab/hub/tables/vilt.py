@@ -7,21 +7,11 @@ its row here is what a file with one would have.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mmlab.hub.mapping import HFConfig, Layout, Row, linear, norm, prefixed
 from mmlab.hub.tables.bert import embedding_rows, language_head_rows
-from mmlab.hub.tables.vit import LAYOUTS as VIT_LAYOUTS
+from mmlab.hub.tables.vit import trunk_rows
 
-_VIT = {layout.name: layout for layout in VIT_LAYOUTS}
 _TABLE = "heads.words.decoder.weight"
-
-
-def _trunk(layout: str, theirs: str = "") -> tuple[Row, ...]:
-    """The rows of a ViT table that a ViLT has: no head, no distillation; the class token always."""
-    rows = _VIT[layout].rows
-    kept = (replace(row, group="") for row in rows if row.group in ("", "class token"))
-    return prefixed(kept, theirs=theirs)
 
 
 def _answer(theirs: str) -> tuple[Row, ...]:
@@ -48,7 +38,7 @@ def _official(name: str, answer: str) -> Layout:
         rows=(
             *embedding_rows("text_embeddings", "text_embeddings"),
             _modalities("token_type_embeddings.weight"),
-            *_trunk("vit-timm", "transformer."),
+            *trunk_rows("vit-timm", theirs="transformer."),
             *_POOLER,
             *language_head_rows("heads.words.transform", "mlm_score", "words"),
             Row(_TABLE, "mlm_score.decoder.weight", "vocab dim", "words"),
@@ -73,7 +63,7 @@ def _hf_model() -> tuple[Row, ...]:
     return (
         *embedding_rows("text_embeddings", "embeddings.text_embeddings"),
         _modalities("embeddings.token_type_embeddings.weight"),
-        *_trunk("vit-hf-base"),
+        *trunk_rows("vit-hf-base"),
         *_POOLER,
     )
 

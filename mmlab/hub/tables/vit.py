@@ -7,6 +7,8 @@ names, ``state_dict()`` in memory has new ones).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmlab.hub.mapping import Layout, Row, linear, norm, prefixed
 
 
@@ -218,3 +220,10 @@ LAYOUTS = (
     ),
     *_hf_layouts(),
 )
+
+
+def trunk_rows(layout: str, ours: str = "", theirs: str = "") -> tuple[Row, ...]:
+    """A ViT within another system: no head, no distillation; the class token always."""
+    rows = next(table.rows for table in LAYOUTS if table.name == layout)
+    kept = (replace(row, group="") for row in rows if row.group in ("", "class token"))
+    return prefixed(kept, ours, theirs)

@@ -1,0 +1,31 @@
+"""What the parts of ALBEF cost: multiply-accumulate operations (MACs)."""
+
+from __future__ import annotations
+
+from mmlab.analysis.cost import block_macs, vit_macs
+from mmlab.models.albef import ALBEFConfig
+
+
+def albef_image_macs(config: ALBEFConfig) -> int:
+    """MACs of one image through the image encoder."""
+    return vit_macs(config.vit)
+
+
+def albef_text_macs(config: ALBEFConfig, num_tokens: int) -> int:
+    """MACs of one text through the blocks that see no image."""
+    block = block_macs(num_tokens, config.text_dim, config.text_mlp_dim)
+    return config.text_depth * block
+
+
+def albef_fusion_macs(config: ALBEFConfig, num_tokens: int) -> int:
+    """MACs of one pair through the fusion blocks: those of a text block and the cross-attention.
+
+    The latter has two projections on the text's side, two on the image's, and the attention.
+    """
+    image_tokens, width = config.vit.num_tokens, config.text_dim
+    text_side = 2 * num_tokens * width**2
+    image_side = 2 * image_tokens * config.dim * width
+    attention = 2 * num_tokens * image_tokens * width
+    own = block_macs(num_tokens, width, config.text_mlp_dim)
+    blocks = config.num_images * config.fusion_depth
+    return blocks * (own + text_side + image_side + attention)

@@ -1,0 +1,730 @@
+"""ALBEF: image and text are aligned by contrast before a transformer fuses them.
+
+Li, Selvaraju, Gotmare, Joty, Xiong and Hoi 2021, "Align before Fuse: Vision and Language
+Representation Learning with Momentum Distillation" (arXiv 2107.07651); the official code is
+salesforce/ALBEF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+
+from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
+from mmlab.models.vit import ViT, ViTConfig
+from mmlab.nn import (
+    ACTIVATIONS,
+    AttentionMask,
+    BertConfig,
+    BertEmbeddings,
+    BertLanguageHead,
+    FeatureQueue,
+    Grid,
+    MomentumTwin,
+    bert_block,
+    causal_mask,
+    init_bert,
+    padding_mask,
+    run_blocks,
+)
+from mmlab.objectives.contrastive import (
+    gather_with_gradient,
+    queue_similarity,
+    soft_contrastive_loss,
+    soften_targets,
+)
+from mmlab.objectives.masked_language import (
+    IGNORED,
+    MaskedTokens,
+    distilled_masked_language_loss,
+    mask_tokens,
+)
+from mmlab.objectives.matching import matching_loss, sample_hard_negatives
+
+HEADS = ("contrast", "match", "words", "classes", "answers")
+PAD_ID = 0
+"""The padding token of every vocabulary; its word vector does not learn."""
+TEMPERATURES = (0.001, 0.5)
+"""Where pre-training keeps the temperature."""
+
+
+@dataclass(frozen=True)
+class ALBEFConfig:
+    """Everything that fixes the shape and the training behaviour of an ``ALBEF``.
+
+    - ``image_size`` to ``mlp_dim`` are those of the image encoder, a ViT without head.
+    - ``context_length``: rows of BERT's position table, the most tokens of a text.
+    - ``text_depth`` blocks see the text alone, ``fusion_depth`` more also the image; together they
+      are one BERT.
+    - ``embed_dim``: width of the features that are compared.
+    - ``temperature``: what similarities are divided by at first; it is learned.
+    - ``num_images``: 2 for NLVR2, where each fusion block is there twice, once an image; the two
+      share their keys and values.
+    - ``heads``: which of ``"contrast"`` (the two projections and the temperature), ``"match"``
+      (does the text fit the image?), ``"words"`` (masked words), ``"classes"`` (one of
+      ``num_classes``; entailment, NLVR2) and ``"answers"`` (a decoder as deep as the fusion, which
+      writes answers; VQA).
+    - ``hidden_head``: the classes head has a hidden layer; the text assignment of NLVR2 has none.
+    - ``text_norm_eps`` is for the norms of BERT.
+
+    A wrong value raises ValueError.
+    """
+
+    image_size: int = 256
+    patch_size: int = 16
+    num_channels: int = 3
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    vocab_size: int = 30522
+    context_length: int = 512
+    text_dim: int = 768
+    text_depth: int = 6
+    fusion_depth: int = 6
+    text_num_heads: int = 12
+    text_mlp_dim: int = 3072
+    embed_dim: int = 256
+    temperature: float = 0.07
+    num_images: int = 1
+    heads: tuple[str, ...] = ("contrast", "match", "words")
+    num_classes: int = 0
+    hidden_head: bool = True
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    text_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_integers(self, "image_size", "patch_size", "num_channels", "dim", "depth")
+        check_integers(self, "num_heads", "mlp_dim", "vocab_size", "context_length", "text_dim")
+        check_integers(self, "text_depth", "fusion_depth", "text_num_heads", "text_mlp_dim")
+        check_integers(self, "embed_dim")
+        check_integers(self, "num_classes", minimum=0)
+        check(self.num_images in (1, 2), "num_images", self.num_images, "1 or 2")
+        check_choice(self, "activation", tuple(ACTIVATIONS))
+        check_positive(self, "norm_eps", "text_norm_eps", "temperature")
+        check_rates(self, "dropout")
+        multiple = f"a multiple of patch_size={self.patch_size}"
+        check(self.image_size % self.patch_size == 0, "image_size", self.image_size, multiple)
+        for width, heads in (("dim", "num_heads"), ("text_dim", "text_num_heads")):
+            value, number = getattr(self, width), getattr(self, heads)
+            check(value % number == 0, width, value, f"a multiple of {heads}={number}")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        known = isinstance(self.heads, tuple) and set(self.heads) <= set(HEADS)
+        check(known, "heads", self.heads, "a tuple of some of " + ", ".join(map(repr, HEADS)))
+        check(len(set(self.heads)) == len(self.heads), "heads", self.heads, "free of repetitions")
+        classes = "classes" in self.heads
+        allowed = "at least 1 with a 'classes' head" if classes else "0 without a 'classes' head"
+        check((self.num_classes > 0) == classes, "num_classes", self.num_classes, allowed)
+
+    @property
+    def grid(self) -> Grid:
+        """Patches per column and per row."""
+        return (self.image_size // self.patch_size,) * 2
+
+    @property
+    def vit(self) -> ViTConfig:
+        """The image encoder."""
+        shared = ("image_size", "patch_size", "num_channels", "dim", "depth", "num_heads")
+        shared += ("mlp_dim", "activation", "norm_eps")
+        settings = {name: getattr(self, name) for name in shared}
+        return ViTConfig(num_classes=0, init="trunc_normal", **settings)
+
+    @property
+    def bert(self) -> BertConfig:
+        """Text and fusion encoder as one BERT."""
+        return BertConfig(
+            vocab_size=self.vocab_size,
+            dim=self.text_dim,
+            depth=self.text_depth + self.num_images * self.fusion_depth,
+            num_heads=self.text_num_heads,
+            mlp_dim=self.text_mlp_dim,
+            max_positions=self.context_length,
+            activation=self.activation,
+            norm_eps=self.text_norm_eps,
+            dropout=self.dropout,
+            attention_dropout=self.dropout,
+        )
+
+
+class ALBEFFeatures(NamedTuple):
+    """Tokens of the text before fusion and after it, and of the image or images."""
+
+    text: Float[Tensor, "batch tokens text_dim"]
+    fused: Float[Tensor, "batch tokens text_dim"]
+    images: tuple[Float[Tensor, "batch image_tokens dim"], ...]
+
+
+class ALBEF(nn.Module):
+    """Align before fuse (ALBEF, section 3.1).
+
+    Images are floats, normalised with CLIP's mean and standard deviation. Texts are token numbers
+    with 0 as padding; captions of the official weights begin with [CLS] and have no [SEP] at their
+    end. Set ``model.activation_checkpointing = True`` to trade time for memory in training: the
+    blocks are then recomputed during the backward pass. New weights come from PyTorch's global
+    random state.
+    """
+
+    def __init__(self, config: ALBEFConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ViT(config.vit)
+        self.text_encoder = FusionBert(config)
+        self.heads = nn.ModuleDict({name: _HEADS[name](config) for name in config.heads})
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether the blocks of both encoders are computed again during the backward pass."""
+        return self.text_encoder.activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, wanted: bool) -> None:
+        self.image_encoder.activation_checkpointing = wanted
+        self.text_encoder.activation_checkpointing = wanted
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        images: Float[Tensor, "batch ..."],
+        text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+    ) -> ALBEFFeatures:
+        """Tokens of texts and images, and of the text fused with the image.
+
+        ``images`` is (batch, channels, height, width), with ``num_images=2`` (batch, 2, channels,
+        height, width). ``text_valid`` is a tokenizer's attention mask; if None, all but token 0 is
+        valid. ValueError if images or texts do not fit the configuration.
+        """
+        text = self.text_tokens(input_ids, text_valid)
+        tokens = self.image_tokens_of(images)
+        return ALBEFFeatures(text, self.fuse(text, tokens, _valid(input_ids, text_valid)), tokens)
+
+    def image_tokens(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch image_tokens dim"]:
+        """Class token and patches after the last norm of the image encoder."""
+        return self.image_encoder.forward_tokens(images)
+
+    def image_tokens_of(
+        self, images: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch image_tokens dim"], ...]:
+        """The tokens of each of the ``num_images`` images of a row; images as in ``forward``."""
+        if self.config.num_images == 1:
+            return (self.image_tokens(images),)
+        if images.ndim != 5 or images.shape[1] != self.config.num_images:
+            shape = tuple(images.shape)
+            raise ValueError(
+                f"images must have shape (batch, {self.config.num_images}, channels, height, "
+                f"width), got {shape}"
+            )
+        tokens = self.image_tokens(images.flatten(0, 1))
+        return tokens.unflatten(0, images.shape[:2]).unbind(1)
+
+    def text_tokens(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens text_dim"]:
+        """The text alone: BERT's embeddings and its first ``text_depth`` blocks."""
+        return self.text_encoder.encode(input_ids, padding_mask(_valid(input_ids, text_valid)))
+
+    def fuse(
+        self,
+        text_tokens: Float[Tensor, "batch tokens text_dim"],
+        image_tokens: Sequence[Float[Tensor, "batch image_tokens dim"]],
+        text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"],
+    ) -> Float[Tensor, "batch tokens text_dim"]:
+        """The last blocks, in which the text looks at the image, or at each image in turn."""
+        return self.text_encoder.fuse(text_tokens, image_tokens, padding_mask(text_valid))
+
+    def encode_image(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """Image features of length 1, to compare with those of texts."""
+        return self.image_features(self.image_tokens(images))
+
+    def encode_text(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """Text features of length 1; they know nothing of any image."""
+        return self.text_features(self.text_tokens(input_ids, text_valid))
+
+    def image_features(
+        self, image_tokens: Float[Tensor, "batch image_tokens dim"]
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """The projected class token, of length 1. ValueError, here and below, without this head."""
+        return F.normalize(self.head("contrast").image_projection(image_tokens[:, 0]), dim=-1)
+
+    def text_features(
+        self, text_tokens: Float[Tensor, "batch tokens text_dim"]
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """The projected first token, of length 1."""
+        return F.normalize(self.head("contrast").text_projection(text_tokens[:, 0]), dim=-1)
+
+    def matching_logits(
+        self, fused: Float[Tensor, "batch tokens text_dim"]
+    ) -> Float[Tensor, "batch 2"]:
+        """Output 1 is for "the text fits the image", output 0 for "it does not"."""
+        return self.head("match")(fused[:, 0])
+
+    def word_logits(
+        self, fused: Float[Tensor, "*batch text_dim"]
+    ) -> Float[Tensor, "*batch vocab_size"]:
+        """Scores of words at each fused token."""
+        words = self.text_encoder.embeddings.word_embedding.weight
+        return self.head("words")(fused, words)
+
+    def class_logits(
+        self, fused: Float[Tensor, "batch tokens text_dim"]
+    ) -> Float[Tensor, "batch num_classes"]:
+        """Scores of the classes."""
+        return self.head("classes")(fused[:, 0])
+
+    def answer_logits(
+        self,
+        answer_ids: Int[Tensor, "answers answer_tokens"],
+        question: Float[Tensor, "answers tokens text_dim"],
+        question_valid: Bool[Tensor, "answers tokens"] | Int[Tensor, "answers tokens"],
+        answer_valid: Bool[Tensor, "answers answer_tokens"]
+        | Int[Tensor, "answers answer_tokens"]
+        | None = None,
+    ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
+        """Scores of the next word after each of an answer's; ``question`` are its fused tokens."""
+        valid = _valid(answer_ids, answer_valid)
+        return self.head("answers")(answer_ids, valid, question, padding_mask(question_valid))
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """What similarities are divided by."""
+        return self.head("contrast").temperature
+
+    def head(self, name: str) -> nn.Module:
+        """The head called ``name``; ValueError if there is none."""
+        if name not in self.heads:
+            raise ValueError(f"this ALBEF has no {name!r} head; it has heads={self.config.heads}")
+        return self.heads[name]
+
+    def resize_positions(self, image_size: int, variant: str = "bicubic") -> ALBEF:
+        """Take images of ``image_size`` pixels from now on; returns the model itself.
+
+        The positions are interpolated (see ``mmlab.nn.interpolate_positions``) into a new
+        parameter: call this before making an optimiser.
+        """
+        self.config = replace(self.config, image_size=image_size)
+        self.image_encoder.resize_positions(image_size, variant)
+        return self
+
+
+class FusionBert(nn.Module):
+    """One BERT, whose first blocks see the text alone and whose last ones also the image.
+
+    Block ``i`` has a cross-attention if ``i >= text_depth`` (``fusion_layer`` in the official
+    ``xbert.py``).
+    """
+
+    def __init__(self, config: ALBEFConfig):
+        super().__init__()
+        self.text_depth = config.text_depth
+        self.activation_checkpointing = False
+        self.embeddings = BertEmbeddings(config.bert)
+        crossing = [i >= config.text_depth for i in range(config.bert.depth)]
+        blocks = (bert_block(config.bert, config.dim if c else None) for c in crossing)
+        self.blocks = nn.ModuleList(blocks)
+        if config.num_images == 2:
+            for first, second in zip(*self._fusion_pairs(), strict=True):
+                second.cross_attention.k_proj = first.cross_attention.k_proj
+                second.cross_attention.v_proj = first.cross_attention.v_proj
+        self.apply(init_bert)
+
+    def _fusion_pairs(self) -> tuple[nn.ModuleList, nn.ModuleList]:
+        return self.blocks[self.text_depth :: 2], self.blocks[self.text_depth + 1 :: 2]
+
+    def encode(
+        self, input_ids: Int[Tensor, "batch tokens"], mask: AttentionMask
+    ) -> Float[Tensor, "batch tokens text_dim"]:
+        """Embeddings and the blocks before fusion."""
+        blocks, tokens = self.blocks[: self.text_depth], self.embeddings(input_ids)
+        return run_blocks(blocks, tokens, mask, self.activation_checkpointing)
+
+    def fuse(
+        self,
+        tokens: Float[Tensor, "batch tokens text_dim"],
+        image_tokens: Sequence[Float[Tensor, "batch image_tokens dim"]],
+        mask: AttentionMask,
+    ) -> Float[Tensor, "batch tokens text_dim"]:
+        """The other blocks, each of which looks at the next image, in turn."""
+        blocks = [
+            partial(block, context=image_tokens[i % len(image_tokens)])
+            for i, block in enumerate(self.blocks[self.text_depth :])
+        ]
+        return run_blocks(blocks, tokens, mask, self.activation_checkpointing)
+
+
+class ContrastHead(nn.Module):
+    """From class tokens to features that can be compared, and the temperature of the comparison."""
+
+    def __init__(self, config: ALBEFConfig):
+        super().__init__()
+        self.image_projection = nn.Linear(config.dim, config.embed_dim)
+        self.text_projection = nn.Linear(config.text_dim, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring the temperature back into ``TEMPERATURES``, as before each pre-training step."""
+        self.temperature.clamp_(*TEMPERATURES)
+
+
+class AnswerDecoder(nn.Module):
+    """Writes answers word by word, looking at the fused question (``models/model_vqa.py``)."""
+
+    def __init__(self, config: ALBEFConfig):
+        super().__init__()
+        blocks = (bert_block(config.bert, config.text_dim) for _ in range(config.fusion_depth))
+        self.embeddings = BertEmbeddings(config.bert)
+        self.blocks = nn.ModuleList(blocks)
+        self.words = BertLanguageHead(config.bert)
+        self.apply(init_bert)
+
+    def forward(
+        self,
+        answer_ids: Int[Tensor, "answers answer_tokens"],
+        answer_valid: Bool[Tensor, "answers answer_tokens"],
+        question: Float[Tensor, "answers tokens text_dim"],
+        question_mask: AttentionMask,
+    ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
+        """Scores of the next word; a token sees those before it and the whole question."""
+        mask = causal_mask(answer_ids.shape[1], answer_ids.device) & padding_mask(answer_valid)
+        tokens = self.embeddings(answer_ids)
+        for block in self.blocks:
+            tokens = block(tokens, mask, question, question_mask)
+        return self.words(tokens, self.embeddings.word_embedding.weight)
+
+
+def _words_head(config: ALBEFConfig) -> BertLanguageHead:
+    return BertLanguageHead(config.bert).apply(init_bert)
+
+
+def _classes_head(config: ALBEFConfig) -> nn.Module:
+    last = nn.Linear(config.text_dim, config.num_classes)
+    if not config.hidden_head:
+        return last
+    return nn.Sequential(nn.Linear(config.text_dim, config.text_dim), nn.ReLU(), last)
+
+
+_HEADS = {
+    "contrast": ContrastHead,
+    "match": lambda config: nn.Linear(config.text_dim, 2),
+    "words": _words_head,
+    "classes": _classes_head,
+    "answers": AnswerDecoder,
+}
+
+
+def _valid(ids: Int[Tensor, "batch tokens"], valid: Tensor | None) -> Bool[Tensor, "batch tokens"]:
+    return ids != PAD_ID if valid is None else valid.bool()
+
+
+# The one published size (ALBEF, section 3.1): pre-trained at 256 pixels, fine-tuned at 384.
+ALBEF_B_16 = ALBEFConfig()
+ALBEF_B_16_RETRIEVAL = replace(ALBEF_B_16, image_size=384, heads=("contrast", "match"))
+ALBEF_B_16_VQA = replace(ALBEF_B_16, image_size=384, heads=("answers",))
+ALBEF_B_16_VE = replace(ALBEF_B_16, image_size=384, heads=("classes",), num_classes=3)
+ALBEF_B_16_NLVR2 = replace(ALBEF_B_16_VE, num_classes=2, num_images=2)
+
+# Ours, for 64-pixel scenes and CPU cores. Captions are word pieces of
+# mmlab.datasets.train_wordpiece; give the vocabulary of your tokenizer:
+# create_model("albef-mini", vocab_size=tokenizer.vocab_size).
+ALBEF_MINI = ALBEFConfig(
+    image_size=64,
+    patch_size=16,
+    dim=128,
+    depth=4,
+    num_heads=4,
+    mlp_dim=512,
+    vocab_size=4096,
+    context_length=32,
+    text_dim=128,
+    text_depth=2,
+    fusion_depth=2,
+    text_num_heads=4,
+    text_mlp_dim=512,
+    embed_dim=64,
+    dropout=0.0,
+)
+
+
+class ALBEFContrast(NamedTuple):
+    """One step's alignment: tokens, features, similarities over temperature, and their targets.
+
+    Columns of the tables are the batch's momentum features, then the queue as it was before the
+    step. ``momentum_images`` are the twin's image tokens; ``belongs`` says which images and texts
+    of the batch are no negatives of each other.
+    """
+
+    image_tokens: Float[Tensor, "batch image_tokens dim"]
+    text_tokens: Float[Tensor, "batch tokens text_dim"]
+    image_features: Float[Tensor, "batch embed_dim"]
+    text_features: Float[Tensor, "batch embed_dim"]
+    momentum_images: Float[Tensor, "batch image_tokens dim"]
+    momentum_texts: Float[Tensor, "batch tokens text_dim"]
+    momentum_image_features: Float[Tensor, "batch embed_dim"]
+    momentum_text_features: Float[Tensor, "batch embed_dim"]
+    image_to_text: Float[Tensor, "batch columns"]
+    text_to_image: Float[Tensor, "batch columns"]
+    image_targets: Float[Tensor, "batch columns"]
+    text_targets: Float[Tensor, "batch columns"]
+    belongs: Bool[Tensor, "batch batch"]
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The image-text contrastive loss (ALBEF, equation 6)."""
+        return soft_contrastive_loss(
+            self.image_to_text, self.text_to_image, self.image_targets, self.text_targets
+        )
+
+
+class ALBEFMatching(NamedTuple):
+    """One step's pairs: true ones, each text with a wrong image, each image with a wrong text."""
+
+    negative_images: Int64[Tensor, " batch"]
+    negative_texts: Int64[Tensor, " batch"]
+    fused: Float[Tensor, "pairs tokens text_dim"]
+    logits: Float[Tensor, "pairs 2"]
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The image-text matching loss (ALBEF, equation 4)."""
+        places = torch.arange(len(self.logits), device=self.logits.device)
+        return matching_loss(self.logits, places < len(self.negative_images))
+
+
+class ALBEFWords(NamedTuple):
+    """One step's masked text, fused with the image by the network and by its twin.
+
+    ``logits`` and ``momentum_logits`` are those of the masked tokens alone.
+    """
+
+    masked: MaskedTokens
+    fused: Float[Tensor, "batch tokens text_dim"]
+    momentum_fused: Float[Tensor, "batch tokens text_dim"]
+    logits: Float[Tensor, "asked vocab_size"]
+    momentum_logits: Float[Tensor, "asked vocab_size"]
+    alpha: Float[Tensor, ""]
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The masked-language loss with momentum distillation (ALBEF, equation 7)."""
+        labels = self.masked.labels[self.masked.labels != IGNORED]
+        return distilled_masked_language_loss(
+            self.logits[None], labels[None], self.momentum_logits[None], self.alpha
+        )
+
+
+class ALBEFStep(NamedTuple):
+    """All that one step of training computes; ``words`` is None without masked words."""
+
+    contrast: ALBEFContrast
+    matching: ALBEFMatching
+    words: ALBEFWords | None
+
+    def losses(self) -> dict[str, Tensor]:
+        """The losses by name; their sum is the loss."""
+        parts = {
+            "contrastive": self.contrast,
+            "matching": self.matching,
+            "masked_words": self.words,
+        }
+        return {name: part.loss() for name, part in parts.items() if part is not None}
+
+
+class ALBEFPretraining(nn.Module):
+    """An ``ALBEF`` in pre-training (ALBEF, sections 3.2 and 3.3); ``network`` is the model.
+
+    - ``queue_size``: features of earlier samples that the contrast sees beside the batch's own.
+    - ``decay``, ``alpha``, ``ramp_steps``: of the momentum twin, see ``MomentumTwin``; the paper's
+      alpha rises during the first epoch.
+    - ``mask_id`` is the tokenizer's mask token, ``special_ids`` are never masked ([PAD], [CLS] and
+      [SEP] of BERT's vocabulary).
+
+    Every random choice is drawn from ``generator``, or from PyTorch's global random state.
+    ValueError if the network lacks a head, or its vocabulary ends before ``mask_id``.
+    """
+
+    needed_heads = ("contrast", "match", "words")
+    clamps_temperature = True
+    knows_images = False
+    """Whether samples tell which image they are of, so that an image may come up several times."""
+
+    def __init__(
+        self,
+        network: ALBEF,
+        queue_size: int = 65536,
+        decay: float = 0.995,
+        alpha: float = 0.4,
+        ramp_steps: int = 0,
+        mask_id: int = 103,
+        special_ids: tuple[int, ...] = (PAD_ID, 101, 102),
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        for head in self.needed_heads:
+            network.head(head)
+        if "words" in self.needed_heads:
+            below = f"from 0 to below vocab_size={network.config.vocab_size}"
+            check(0 <= mask_id < network.config.vocab_size, "mask_id", mask_id, below)
+        self.network = network
+        unaveraged = ("heads.match", "heads.contrast.temperature")
+        self.momentum = MomentumTwin(network, decay, alpha, ramp_steps, without=unaveraged)
+        dim = network.config.embed_dim
+        self.queue = FeatureQueue(queue_size, self.knows_images, images=dim, texts=dim)
+        self.mask_id = mask_id
+        self.special_ids = special_ids
+        self.generator = generator
+
+    def losses(self, batch: dict[str, Tensor], update: bool = True) -> dict[str, Tensor]:
+        """Contrast with queue and soft targets, matching with hard negatives, masked words.
+
+        ``batch`` has ``"images"``, ``"input_ids"`` and, where texts are padded with anything but 0,
+        ``"attention_mask"``. What is otherwise drawn may be given: ``"negative_images"`` (for each
+        text) and ``"negative_texts"`` (for each image) are rows of the batch, ``"masked_ids"`` and
+        ``"masked_labels"`` the masked text.
+
+        A call is a step of training: the temperature is clamped, the twin moves, the queue takes
+        the batch. ``update=False`` leaves all that as it is, to measure the losses of other data.
+        """
+        return self.step(batch, update).losses()
+
+    def step(self, batch: dict[str, Tensor], update: bool = True) -> ALBEFStep:
+        """All that ``losses`` computes, in the order of the official code."""
+        if update:
+            if self.clamps_temperature:
+                self.network.head("contrast").clamp_temperature()
+            self.momentum.update(self.network)
+        contrast = self.contrast(batch)
+        if update:
+            self._enqueue(contrast, batch)
+        matching = self.match(batch, contrast)
+        with_words = "words" in self.needed_heads
+        words = self.predict_words(batch, contrast) if with_words else None
+        return ALBEFStep(contrast, matching, words)
+
+    def contrast(self, batch: dict[str, Tensor]) -> ALBEFContrast:
+        """Images and texts against the twin's features of this batch and of the queue."""
+        network, teacher, queue = self.network, self.momentum.network, self.queue
+        images = network.image_tokens(batch["images"])
+        texts = network.text_tokens(batch["input_ids"], batch.get("attention_mask"))
+        with torch.no_grad():
+            their_images = teacher.image_tokens(batch["images"])
+            their_texts = teacher.text_tokens(batch["input_ids"], batch.get("attention_mask"))
+            image_keys = teacher.image_features(their_images)
+            text_keys = teacher.text_features(their_texts)
+        image_features, text_features = network.image_features(images), network.text_features(texts)
+
+        def to_texts(features: Tensor) -> Tensor:
+            return queue_similarity(features, text_keys, queue.texts, network.temperature)
+
+        def to_images(features: Tensor) -> Tensor:
+            return queue_similarity(features, image_keys, queue.images, network.temperature)
+
+        truth, alpha = self._truth(batch), self.momentum.weight()
+        targets = truth / truth.sum(1, keepdim=True)
+        return ALBEFContrast(
+            images,
+            texts,
+            image_features,
+            text_features,
+            their_images,
+            their_texts,
+            image_keys,
+            text_keys,
+            to_texts(image_features),
+            to_images(text_features),
+            soften_targets(targets, to_texts(image_keys), alpha),
+            soften_targets(targets, to_images(text_keys), alpha),
+            truth[:, : len(images)].bool(),
+        )
+
+    def match(self, batch: dict[str, Tensor], contrast: ALBEFContrast) -> ALBEFMatching:
+        """The true pairs, and as many false ones of either kind, through the fusion blocks."""
+        images, texts = contrast.image_tokens, contrast.text_tokens
+        valid = _valid(batch["input_ids"], batch.get("attention_mask"))
+        wrong_images, wrong_texts = self._negatives(batch, contrast)
+        fused = self.network.fuse(
+            torch.cat([texts, texts, texts[wrong_texts]]),
+            (torch.cat([images, images[wrong_images], images]),),
+            torch.cat([valid, valid, valid[wrong_texts]]),
+        )
+        return ALBEFMatching(wrong_images, wrong_texts, fused, self.network.matching_logits(fused))
+
+    def predict_words(self, batch: dict[str, Tensor], contrast: ALBEFContrast) -> ALBEFWords:
+        """The masked text with the image through all blocks, by the twin as well."""
+        masked = self._masked(batch)
+        valid = _valid(batch["input_ids"], batch.get("attention_mask"))
+        asked = masked.labels != IGNORED
+        with torch.no_grad():
+            teacher = self.momentum.network
+            their_fused = _fuse_ids(teacher, masked.ids, contrast.momentum_images, valid)
+            their_logits = teacher.word_logits(their_fused[asked])
+        fused = _fuse_ids(self.network, masked.ids, contrast.image_tokens, valid)
+        logits = self.network.word_logits(fused[asked])
+        return ALBEFWords(masked, fused, their_fused, logits, their_logits, self.momentum.weight())
+
+    def _truth(self, batch: dict[str, Tensor]) -> Float[Tensor, "batch columns"]:
+        """1 where a column is of the row's own image, else 0; nothing in the queue is, unless told.
+
+        Other captions of an image count as wrong in pre-training, as in the official code.
+        """
+        count, device = len(batch["images"]), batch["images"].device
+        if self.knows_images:
+            ids = batch["image_ids"]
+            return (ids[:, None] == torch.cat([ids, self.queue.ids])).float()
+        return torch.eye(count, count + self.queue.size, device=device)
+
+    def _enqueue(self, contrast: ALBEFContrast, batch: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            ids = gather_with_gradient(batch["image_ids"]) if self.knows_images else None
+            images = gather_with_gradient(contrast.momentum_image_features)
+            texts = gather_with_gradient(contrast.momentum_text_features)
+        self.queue.enqueue(ids, images=images, texts=texts)
+
+    def _negatives(
+        self, batch: dict[str, Tensor], contrast: ALBEFContrast
+    ) -> tuple[Int64[Tensor, " batch"], Int64[Tensor, " batch"]]:
+        """A wrong image for each text, then a wrong text for each image, drawn by similarity."""
+        if "negative_images" in batch:
+            return batch["negative_images"], batch["negative_texts"]
+        count, belongs = len(contrast.belongs), contrast.belongs
+        tables = (contrast.text_to_image, contrast.image_to_text)
+        images, texts = (
+            sample_hard_negatives(table[:, :count], belongs, self.generator) for table in tables
+        )
+        return images, texts
+
+    def _masked(self, batch: dict[str, Tensor]) -> MaskedTokens:
+        if "masked_ids" in batch:
+            return MaskedTokens(batch["masked_ids"], batch["masked_labels"])
+        ids = batch["input_ids"]
+        maskable = _valid(ids, batch.get("attention_mask"))
+        for special in self.special_ids:
+            maskable = maskable & (ids != special)
+        vocab_size = self.network.config.vocab_size
+        return mask_tokens(ids, maskable, self.mask_id, vocab_size, generator=self.generator)
+
+
+def _fuse_ids(
+    network: ALBEF,
+    ids: Int[Tensor, "batch tokens"],
+    image_tokens: Float[Tensor, "batch image_tokens dim"],
+    valid: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch tokens text_dim"]:
+    """All blocks, from token numbers on."""
+    return network.fuse(network.text_tokens(ids, valid), (image_tokens,), valid)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from mmlab.models.albef import ALBEF, ALBEFConfig
+from mmlab.tasks.reranking import NO_CANDIDATE, rerank, reranked_retrieval, reranked_scores
+from mmlab.tasks.retrieval import ranks_of_scores
+
+TINY = ALBEFConfig(
+    image_size=16,
+    patch_size=8,
+    dim=20,
+    depth=1,
+    num_heads=2,
+    mlp_dim=40,
+    vocab_size=50,
+    context_length=12,
+    text_dim=24,
+    text_depth=1,
+    fusion_depth=1,
+    text_num_heads=3,
+    text_mlp_dim=36,
+    embed_dim=8,
+    dropout=0.0,
+)
+
+
+def test_the_candidates_are_scored_and_no_other():
+    similarity = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.3, 0.1]])
+    asked = []
+
+    def score(queries, items):
+        asked.extend(zip(queries.tolist(), items.tolist(), strict=True))
+        return (10 * queries + items).float()
+
+    none = NO_CANDIDATE
+    expected = torch.tensor([[0.0, none, 2.0], [10.0, 11.0, none]])
+    assert torch.equal(rerank(similarity, 2, score, batch_size=3), expected)
+    assert sorted(asked) == [(0, 0), (0, 2), (1, 0), (1, 1)]
+    # BLIP adds the similarity.
+    added = rerank(similarity, 2, score, similarity_weight=1.0)
+    torch.testing.assert_close(added, torch.tensor([[0.9, none, 2.8], [10.2, 11.3, none]]))
+    assert (rerank(similarity, 99, score) > none).all()
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        rerank(similarity, 0, score)
+
+
+def test_scores_are_the_matching_heads():
+    torch.manual_seed(0)
+    model = ALBEF(TINY).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    images = torch.randn(4, 3, 16, 16)
+    valid = torch.arange(6) < torch.tensor([6, 4, 5, 6, 3])[:, None]
+    ids = torch.randint(4, 50, (5, 6)).where(valid, 0)
+    to_texts, to_images = reranked_scores(model, images, ids, k=2, batch_size=3)
+    assert to_texts.shape == (4, 5) and to_images.shape == (5, 4)
+    cosines = model.encode_image(images) @ model.encode_text(ids).T
+    for table, similar in ((to_texts, cosines), (to_images, cosines.T)):
+        best = similar.topk(2, dim=1).indices
+        assert ((table > NO_CANDIDATE).sum(1) == 2).all()
+        assert (table.gather(1, best) > NO_CANDIDATE).all()
+    for image in range(4):
+        for text in range(5):
+            logits = model.matching_logits(model(ids[[text]], images[[image]]).fused)
+            for found in (to_texts[image, text], to_images[text, image]):
+                if found > NO_CANDIDATE:
+                    torch.testing.assert_close(found, logits[0, 1], rtol=0, atol=1e-5)
+    image_ids, text_ids = torch.arange(4), torch.tensor([0, 1, 2, 3, 3])
+    result = reranked_retrieval(model, images, ids, image_ids, text_ids, k=5)
+    to_texts, _ = reranked_scores(model, images, ids, k=5)
+    ranks = ranks_of_scores(to_texts, image_ids[:, None] == text_ids)
+    assert result.image_to_text.recall[1] == (ranks == 1).float().mean().item()
+    assert result.num_texts == 5
