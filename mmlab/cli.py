@@ -47,7 +47,7 @@ System = Annotated[
     str, typer.Argument(help="What to train: vit, clip or flip.", show_default=False)
 ]
 Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
-Data = Annotated[Text, _option("emoji or scenes.", "data")]
+Data = Annotated[Text, _option("emoji or scenes; a --config can name shards, too.", "data")]
 Target = Annotated[
     Text,
     _option(
@@ -114,7 +114,7 @@ def _recipe_of_run(folder: Path) -> Recipe:
 
 
 def _train(recipe: Recipe, out: Path, resume: bool) -> None:
-    from mmlab.training.run import check_folder, run
+    from mmlab.training.run import check_folder, read_skipped, run
     from mmlab.training.systems import image_size
 
     image_size(recipe)  # an unknown model is told before anything slow
@@ -127,7 +127,11 @@ def _train(recipe: Recipe, out: Path, resume: bool) -> None:
         say(f"mmlab: stopped; go on with: mmlab train --resume --out {out}")
         raise typer.Exit(130) from None
     say(f"done: weights, metrics and recipe are in {out}")
-    say(f"next: mmlab evaluate {recipe.system} --checkpoint {out}")
+    skipped = read_skipped(out)
+    if skipped is not None:
+        say(f"read: {skipped}")
+    where = " --data emoji" if recipe.data == "shards" else ""
+    say(f"next: mmlab evaluate {recipe.system} --checkpoint {out}{where}")
 
 
 def _speaker() -> Callable[[str], None]:
@@ -247,7 +251,7 @@ def _recipe_to_evaluate(own: Recipe | None, given: dict[str, str]) -> Recipe:
     if own is None:
         return to_recipe(given)
     if given.get("data", own.data) != own.data:
-        own = replace(own, target="")
+        own = replace(own, data=given["data"], target="", shards=())
     recipe = replace(own, **given)
     if recipe.model_name != own.model_name:
         raise ValueError(f"the run trained {own.model_name!r}, not {recipe.model_name!r}")

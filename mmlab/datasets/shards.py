@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmlab.datasets.example import Caption, Example
@@ -48,7 +49,7 @@ from mmlab.datasets.images import ImageError, decode_image
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_NAMED = 20
 MIN_READINGS = 20
-_SHARD_ORDER, _BUFFER_ORDER, _CAPTION = 1, 2, 3
+_SHARD_ORDER, _BUFFER_ORDER, _CAPTION, _BATCH = 1, 2, 3, 4
 _TAR_BLOCK = 512
 
 State = dict[str, Any]
@@ -592,6 +593,17 @@ class ShardStream:
                 f"no usable sample in a whole round of {len(self.shards)} shards: {self.report}"
             )
 
+    def generator(self) -> Generator:
+        """Random numbers for what is read next; they depend on where the stream stands alone."""
+        keys = (self.options.seed, _BATCH, self._place, self._index, self._taken)
+        return Generator().manual_seed(int(np.random.default_rng(keys).integers(2**63)))
+
+    def captions(self) -> Iterator[str]:
+        """The captions of all samples from where the stream stands; no image is decoded."""
+        with closing(self._source(self._place, self._index, SkipReport())) as source:
+            for sample in source:
+                yield from (caption.text for caption in (sample.captions if sample else ()))
+
     def shard_at(self, place: int) -> str:
         """The shard at a place of the endless order of all epochs."""
         epoch, place = divmod(place, len(self.shards))
@@ -661,8 +673,11 @@ def _open(shard: str, options: ShardOptions) -> io.BufferedIOBase:
 
 # ------------------------------------------------------------------------------------- the batches
 
-Collate = Callable[[list[Example]], Any]
-"""Makes a batch of examples; it runs in the workers."""
+Collate = Callable[[Iterable[Example], Generator], Any]
+"""Makes a batch of examples, which come one by one; it runs in the workers.
+
+The generator is for what a batch draws at random: the same after a resumption.
+"""
 
 
 class ShardLoader:
@@ -704,8 +719,7 @@ class ShardLoader:
     @property
     def report(self) -> SkipReport:
         """What this process was given so far, and what was skipped for it."""
-        reports = (SkipReport(**state["report"]) for state in self._states)
-        return sum(reports, SkipReport())
+        return total_report([self.state_dict()])
 
     def state_dict(self) -> State:
         """Where the batches stand, after the one given last."""
@@ -727,11 +741,22 @@ class ShardLoader:
         batches = _PartBatches(self._streams, self.batch_size, self.collate, self._next)
         pinned = torch.cuda.is_available()
         loader = DataLoader(batches, batch_size=None, num_workers=self.workers, pin_memory=pinned)
-        for part, state, batch in loader:
-            # States travel as text, which no collation or pinning changes.
-            self._states[part] = json.loads(state)
-            self._next = (part + 1) % len(self._streams)
-            yield batch
+        try:
+            for part, state, batch in loader:
+                # States travel as text, which no collation or pinning changes.
+                self._states[part] = json.loads(state)
+                self._next = (part + 1) % len(self._streams)
+                yield batch
+        except ShardError as error:
+            # A worker's message comes at the end of its traceback.
+            reason = str(error).rstrip().splitlines()[-1]
+            raise ShardError(reason.removeprefix(f"{__name__}.ShardError: ")) from None
+
+
+def total_report(states: Iterable[State]) -> SkipReport:
+    """What the loaders of several processes gave and skipped, by their ``state_dict()``."""
+    parts = [part for state in states for part in state["parts"]]
+    return sum((SkipReport(**part["report"]) for part in parts), SkipReport())
 
 
 class _PartBatches(IterableDataset):
@@ -751,5 +776,6 @@ class _PartBatches(IterableDataset):
         stream = self.streams[part]
         with closing(iter(stream)) as examples:
             while True:
-                batch = list(islice(examples, self.batch_size))
-                yield part, json.dumps(stream.state_dict()), self.collate(batch)
+                draws = stream.generator()
+                batch = self.collate(islice(examples, self.batch_size), draws)
+                yield part, json.dumps(stream.state_dict()), batch

@@ -38,6 +38,7 @@ from mmlab.datasets.vocabulary import (
 )
 
 _FORMAT = "mmlab tokenizer 1"
+OPENAI_CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
 
 
 @dataclass(frozen=True)
@@ -340,6 +341,24 @@ class Tokenizer:
                 f"got {limit!r}"
             )
         return limit
+
+
+def read_tokenizer(path: PathLike) -> Tokenizer:
+    """The tokenizer in a file or folder on this machine, whose kind the name tells.
+
+    ``vocab.txt`` is BERT's; ``vocab.json`` with ``merges.txt`` beside it, or OpenAI's
+    ``bpe_simple_vocab_16e6.txt.gz``, is CLIP's; any other ``.json`` is one that ``save`` wrote. A
+    folder stands for the vocabulary that it holds. ValueError if there is none, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in ("vocab.json", "vocab.txt", OPENAI_CLIP_FILE)]
+        path = next((file for file in files if file.is_file()), path)
+    if not path.is_file():
+        raise ValueError(f"there is no tokenizer at {str(path)!r}")
+    if path.name == "vocab.json" or path.suffix == ".gz":
+        return Tokenizer.from_clip(path)
+    return Tokenizer.load(path) if path.suffix == ".json" else Tokenizer.from_bert_vocab(path)
 
 
 def train_wordpiece(

@@ -11,8 +11,7 @@ from torch import Generator, Tensor
 
 from mmlab import datasets
 from mmlab.datasets import Emoji, Scenes
-from mmlab.datasets.emoji import KINDS as EMOJI_KINDS
-from mmlab.datasets.emoji import LANGUAGES, TRAINING_VENDORS
+from mmlab.datasets.emoji import TRAINING_VENDORS
 from mmlab.datasets.scenes.language import KINDS as SCENE_KINDS
 from mmlab.datasets.tokenizer import Tokenizer, train_wordpiece
 from mmlab.datasets.transforms import (
@@ -20,29 +19,36 @@ from mmlab.datasets.transforms import (
     CLIP_STD,
     crop_and_resize,
     normalize,
-    rand_augment,
     sample_crop_boxes,
 )
+from mmlab.tasks.preparation import Channels
 
 VOCAB_SIZE = 4000
 CROP_SCALE = (0.5, 1.0)
 """Least and greatest share of an image's area that a random crop shows."""
-NUM_OPERATIONS, MAGNITUDE = 2, 7
-"""RandAugment's: how many operations an image gets, and how strong they are, from 0 to 10."""
+LARGEST_BLEND = 0.5
+"""Greatest share of another drawing of the same concept that is laid over a drawing."""
+EMOJI_TEXTS = {("en", "name"): 4, ("en", "keywords"): 1, ("zh", "name"): 2, ("zh", "keywords"): 1}
+"""How often an emoji is trained on with each of its texts, in turns out of eight."""
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images of a data set, each with several captions, of which a batch takes one at random.
+    """What may be drawn, each with several captions; a batch takes a drawing and a caption of each.
 
-    ``input_ids[i, v]`` is caption ``v`` of image ``i``. ``augment`` crops images and changes their
-    colours in training; they are never flipped, as captions speak of left and right.
+    ``drawings[i]`` are rows of ``dataset`` that show thing ``i``, ``input_ids[i, v]`` is caption
+    ``v`` of it. So nothing comes up twice in a batch, where its caption would count as wrong for
+    the other drawing. ``augment`` blends and crops (``augment_drawings``); images are never
+    flipped, as captions speak of left and right. ``statistics`` are the mean and deviation that
+    they are normalised with.
     """
 
     dataset: Emoji | Scenes
+    drawings: Int64[Tensor, "num drawings"]
     input_ids: Int64[Tensor, "num variants tokens"]
     tokenizer: Tokenizer
     augment: bool = False
+    statistics: tuple[Channels, Channels] = (CLIP_MEAN, CLIP_STD)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -50,31 +56,46 @@ class CaptionedImages:
     def batch(
         self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
     ) -> dict[str, Tensor]:
-        """``{"images", "input_ids"}`` of ``rows[share]``, with CLIP's mean and deviation.
+        """``{"images", "input_ids"}`` of ``rows[share]``.
 
         Everything random is drawn for all ``rows``, whatever the share; captions are cut to the
         longest of them.
         """
-        variants = torch.randint(self.input_ids.shape[1], (len(rows),), generator=generator)
-        ids = self.input_ids[rows, variants]
+        ids = _pick(self.input_ids, rows, generator)
         ids = ids[:, : int((ids != self.tokenizer.pad_id).any(0).sum())]
-        images = self.dataset.images(rows)
+        images = self.dataset.images(_pick(self.drawings, rows, generator)[share])
         if self.augment:
-            images = augment_drawings(images, generator)
-        return {
-            "images": normalize(images[share], CLIP_MEAN, CLIP_STD),
-            "input_ids": ids[share],
-        }
+            others = self.dataset.images(_pick(self.drawings, rows, generator)[share])
+            images = augment_drawings(images, others, generator, len(rows), share)
+        return {"images": normalize(images, *self.statistics), "input_ids": ids[share]}
+
+
+def _pick(
+    table: Int64[Tensor, "num choices *rest"], rows: Int64[Tensor, " batch"], generator: Generator
+) -> Int64[Tensor, " batch *rest"]:
+    """One of the choices of each row, at random."""
+    return table[rows, torch.randint(table.shape[1], (len(rows),), generator=generator)]
 
 
 def augment_drawings(
-    images: UInt8[Tensor, "batch 3 height width"], generator: Generator
-) -> UInt8[Tensor, "batch 3 height width"]:
-    """A random crop, and RandAugment: what stays the same is the shape, not the style."""
+    images: UInt8[Tensor, "share 3 height width"],
+    others: UInt8[Tensor, "share 3 height width"],
+    generator: Generator,
+    num_rows: int | None = None,
+    share: slice = slice(None),
+) -> UInt8[Tensor, "share 3 height width"]:
+    """Lay ``others``, drawings of the same things, faintly over ``images``; then a random crop.
+
+    The blend is a drawing in a style between two, as mixup has it (Zhang et al. 2018), but within
+    one concept, so that the caption stays true. ``images`` are the ``share`` of a batch of
+    ``num_rows``, for all of which numbers are drawn.
+    """
     height, width = images.shape[-2:]
-    boxes = sample_crop_boxes(len(images), height, width, CROP_SCALE, generator=generator)
-    cropped = crop_and_resize(images, boxes, (height, width))
-    return rand_augment(cropped, NUM_OPERATIONS, MAGNITUDE, generator=generator)
+    num_rows = len(images) if num_rows is None else num_rows
+    weights = LARGEST_BLEND * torch.rand(num_rows, generator=generator)[share, None, None, None]
+    boxes = sample_crop_boxes(num_rows, height, width, CROP_SCALE, generator=generator)[share]
+    blended = torch.lerp(images.float(), others.float(), weights).round().to(torch.uint8)
+    return crop_and_resize(blended, boxes, (height, width))
 
 
 def emoji_captions(
@@ -84,13 +105,24 @@ def emoji_captions(
     tokenizer: Tokenizer | None = None,
     augment: bool = False,
 ) -> CaptionedImages:
-    """The emoji to train on with their names and keywords in English and Chinese.
+    """The concepts to train on with their names and keywords in English and Chinese.
 
     Without a ``tokenizer``, one is made from these captions.
     """
     dataset = datasets.emoji("train", vendors, image_size=image_size)
-    texts = [dataset.captions(lang, kind) for lang in LANGUAGES for kind in EMOJI_KINDS]
-    return _captioned(dataset, texts, context_length, tokenizer, augment)
+    drawings = same_labels(dataset.labels)
+    texts = []
+    for text, turns in EMOJI_TEXTS.items():
+        captions = dataset.captions(*text)
+        texts += turns * [[captions[row] for row in drawings[:, 0].tolist()]]
+    return _captioned(dataset, drawings, texts, context_length, tokenizer, augment)
+
+
+def same_labels(labels: Int64[Tensor, " num"]) -> Int64[Tensor, "labels most"]:
+    """For each label, in rising order, the rows that have it; those with fewer repeat theirs."""
+    rows = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    most = max(map(len, rows))
+    return torch.stack([own.repeat(most)[:most] for own in rows])
 
 
 def scene_captions(
@@ -103,19 +135,21 @@ def scene_captions(
     """Scenes with an English caption of each level of detail; they are never augmented."""
     dataset = datasets.scenes(num_images, "train", image_size, seed=seed)
     texts = [dataset.captions("en", kind) for kind in SCENE_KINDS]
-    return _captioned(dataset, texts, context_length, tokenizer, augment=False)
+    drawings = torch.arange(num_images)[:, None]
+    return _captioned(dataset, drawings, texts, context_length, tokenizer)
 
 
 def _captioned(
     dataset: Emoji | Scenes,
+    drawings: Int64[Tensor, "num drawings"],
     texts: Sequence[Sequence[str]],
     context_length: int,
     tokenizer: Tokenizer | None,
-    augment: bool,
+    augment: bool = False,
 ) -> CaptionedImages:
     if tokenizer is None:
         # Once each: how often a text comes up should not depend on how many drew its picture.
-        once = [text for variant in texts for text in dict.fromkeys(variant)]
-        tokenizer = train_wordpiece(once, VOCAB_SIZE)
+        once = dict.fromkeys(text for variant in texts for text in variant)
+        tokenizer = train_wordpiece(list(once), VOCAB_SIZE)
     rows = [tokenizer(variant, context_length, "max_length").input_ids for variant in texts]
-    return CaptionedImages(dataset, torch.stack(rows, 1), tokenizer, augment)
+    return CaptionedImages(dataset, drawings, torch.stack(rows, 1), tokenizer, augment)

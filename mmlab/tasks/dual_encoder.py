@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.tokenizer import Tokenizer
-from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize
+from mmlab.datasets.transforms import center_crop, normalize, resize
 from mmlab.hub import CheckpointError, create_model, model_config, read_checkpoint
 from mmlab.hub.load import saved_config
+from mmlab.tasks.preparation import image_statistics
 from mmlab.tasks.retrieval import Retrieval, retrieval
 from mmlab.tasks.zero_shot import ZeroShot, class_features, zero_shot
 
@@ -66,7 +67,8 @@ class DualEncoder:
 
     def _image_features(self, images: Sequence[Tensor] | Tensor) -> Float[Tensor, "batch dim"]:
         images = images if isinstance(images, Tensor) else torch.stack(list(images))
-        prepared = normalize(images, CLIP_MEAN, CLIP_STD).to(self.device)
+        statistics = image_statistics(self.network.config)
+        prepared = normalize(images, *statistics).to(self.device)
         return self.network.encode_image(prepared).cpu()
 
 

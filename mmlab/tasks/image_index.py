@@ -265,6 +265,24 @@ class NeighbourGraph:
         scores, rows = self._graph.search(queries.float().numpy(), k)
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
+    def save(self, path: str | Path) -> None:
+        """Write the vectors with their edges to one file, whole or not at all."""
+        with atomic_path(path) as aside:
+            _import_faiss().write_index(self._graph, str(aside))
+
+    @classmethod
+    def load(cls, path: str | Path, breadth: int = 64) -> NeighbourGraph:
+        """Read what ``save`` wrote; ValueError if the file holds anything else."""
+        graph = cls.__new__(cls)
+        graph.breadth = breadth
+        try:
+            graph._graph = _import_faiss().read_index(os.fspath(path))
+            graph._graph.hnsw  # noqa: B018 - only a graph has one
+        except (RuntimeError, AttributeError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{os.fspath(path)!r} is no graph of neighbours: {reason}") from None
+        return graph
+
 
 def _import_faiss():
     try:

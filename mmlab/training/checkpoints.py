@@ -2,11 +2,12 @@
 
 A checkpoint is a folder ``step-00000300``:
 
-- ``model.safetensors``: the network, as ``mmlab.hub.save`` writes it;
+- ``model.safetensors``: the network, as ``mmlab.hub.save`` writes it, with the recipe;
 - ``average.safetensors``: the moving average of its weights, if the recipe asks for one;
-- ``state.pt``: the step, the optimiser, and what only the pretraining module has (queues …).
+- ``state.pt``: the step, the optimiser, what only the pretraining module has (queues …), and where
+  a stream of data stands, for each process.
 
-The rate, the order of the data and all random numbers are functions of seed and step.
+The rate, the order of other data and all random numbers are functions of seed and step.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
         state.model.load_state_dict(_own_tensors(state.model, network=True) | saved["own"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.step = saved["step"]
+        state.positions = saved.get("positions", [])
     except CheckpointError:
         raise
     except Exception as error:  # damaged bytes can make a parser raise anything
@@ -87,12 +89,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(state: TrainingState, folder: Path) -> None:
-    save(state.model.network, folder / WEIGHTS)
+    save(state.model.network, folder / WEIGHTS, metadata=state.metadata)
     if state.average is not None:
-        save(state.average, folder / AVERAGE)
+        save(state.average, folder / AVERAGE, metadata=state.metadata)
     own = _own_tensors(state.model, network=False)
     rest = {"step": state.step, "optimizer": state.optimizer.state_dict(), "own": own}
-    torch.save(rest, folder / STATE)
+    torch.save(rest | {"positions": state.positions}, folder / STATE)
     for path in folder.iterdir():
         _force_to_disk(path)
     _force_to_disk(folder)

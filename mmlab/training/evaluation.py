@@ -28,6 +28,7 @@ CHOICES: dict[str, Choice] = {
 
 def choose(data: str, chosen: Choice) -> Choice:
     """The usual choice with ``chosen`` in its place; ValueError for an option of other data."""
+    check_known("data to measure on", data, tuple(CHOICES))
     usual = CHOICES[data]
     for name in chosen:
         if name not in usual:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmlab.training.batches import Batches
+from mmlab.datasets.shards import State
+from mmlab.training.batches import Batches, StreamedBatches
 from mmlab.training.ema import make_average, update_average
 from mmlab.training.optim import make_optimizer
 from mmlab.training.recipe import Recipe
@@ -34,12 +36,18 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class TrainingState:
-    """All that changes while training. ``step`` is the number of steps done."""
+    """All that changes while training. ``step`` is the number of steps done.
+
+    ``positions`` says where the batches of each process stand, as of the last checkpoint.
+    ``metadata`` does not change: it is what the weights need beside themselves, for their file.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     average: nn.Module | None = None
     step: int = 0
+    positions: list[State] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class Losses(nn.Module):
@@ -60,14 +68,15 @@ def make_state(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Tr
         # Batch norms that see the whole batch; PyTorch has them for GPUs only.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
-    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay)
+    betas = (0.9, recipe.beta2)
+    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, betas, recipe.eps)
     average = make_average(model.network) if recipe.ema_decay else None
     return TrainingState(model, optimizer, average)
 
 
 def train(
     state: TrainingState,
-    batches: Batches,
+    batches: Batches | StreamedBatches,
     recipe: Recipe,
     accelerator: Accelerator,
     after_step: Callable[[Figures], None],
@@ -78,7 +87,7 @@ def train(
     """
     model, optimizer = accelerator.prepare(Losses(state.model), state.optimizer)
     model.train()
-    for batch in batches.loader(state.step, recipe.steps, recipe.workers):
+    for batch in batches.loader(state.step, recipe.steps):
         seed_everything(recipe.seed, _STEP, state.step, accelerator.process_index)
         factor = rate_factor(recipe.schedule, state.step, recipe.steps, recipe.warmup)
         set_rate(optimizer, recipe.lr * factor)
@@ -86,6 +95,7 @@ def train(
         accelerator.backward(sum(losses.values()))
         norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
         figures = _figures(losses, norm, recipe.lr * factor, accelerator)
+        figures |= _totals(batches.counts(), accelerator)
         _check_finite(figures, state.step + 1)
         optimizer.step()
         optimizer.zero_grad()
@@ -103,6 +113,12 @@ def _figures(
     values = accelerator.reduce({k: v.detach().float() for k, v in values.items()}, "mean")
     numbers = {name: value.item() for name, value in values.items()}
     return {**numbers, "lr": rate, "gradient_norm": float(norm)}
+
+
+def _totals(counts: dict[str, int], accelerator: Accelerator) -> Figures:
+    """Counts of all processes together."""
+    totals = {name: torch.tensor(n, device=accelerator.device) for name, n in counts.items()}
+    return {name: total.item() for name, total in accelerator.reduce(totals, "sum").items()}
 
 
 def _check_finite(figures: Figures, step: int) -> None:

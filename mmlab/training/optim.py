@@ -31,9 +31,13 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019) on ``parameter_groups``, fused where the device has it."""
     devices = {p.device.type for p in model.parameters()}
     groups = parameter_groups(model, weight_decay)
-    return AdamW(groups, lr=lr, betas=betas, fused=devices <= _FUSED_DEVICES)
+    return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= _FUSED_DEVICES)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmlab.models.checks import check, check_integers, check_rates
 
 SYSTEMS = ("vit", "clip", "flip")
-DATA = ("emoji", "scenes")
+DATA = ("emoji", "scenes", "shards")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16")
 
@@ -25,13 +25,20 @@ class Recipe:
     - ``system``, ``size``: the model; ``"vit"`` and ``"mini"`` make ``"vit-mini"``.
     - ``data``, ``target``: the data set and what a classifier tells from its images; an empty
       ``target`` is the usual one (the group of an emoji, the largest shape of a scene).
-    - ``num_images``: how many scenes to draw; the emoji are what they are.
+    - ``num_images``: how many scenes to draw. Emoji and shards are what they are; of shards it may
+      tell how many pairs they hold, which changes nothing.
+    - ``shards``: the tar files of ``data: shards``, as paths, addresses or patterns (see
+      ``mmlab.datasets.shards.list_shards``); ``buffer`` samples are shuffled together.
+    - ``tokenizer``: the file with the vocabulary for captions (see
+      ``mmlab.datasets.tokenizer.read_tokenizer``); empty learns one from the captions.
     - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``.
     - ``batch_size``: images a step, over all processes together.
     - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule``.
+    - ``beta2``, ``eps``: AdamW's; the CLIP paper takes 0.98 and 1e-6 for its transformers.
     - ``clip_norm``: longest gradient; 0 clips nothing.
     - ``ema_decay``: of the moving average of the weights; 0 keeps none.
-    - ``workers``: processes a process prepares batches with; they change no result.
+    - ``workers``: processes a process prepares batches with. They change no result, but for shards,
+      which they share: another number reads in another order.
     - ``checkpoint_every``, ``keep``: steps between two checkpoints; how many to keep.
 
     A wrong value raises ValueError.
@@ -42,11 +49,16 @@ class Recipe:
     data: str = "emoji"
     target: str = ""
     num_images: int = 10_000
+    shards: tuple[str, ...] = ()
+    buffer: int = 1000
+    tokenizer: str = ""
     model: Mapping[str, object] = field(default_factory=dict)
     steps: int = 300
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
+    beta2: float = 0.999
+    eps: float = 1e-8
     warmup: int = 60
     schedule: str = "cosine"
     clip_norm: float = 1.0
@@ -62,9 +74,15 @@ class Recipe:
         for name, choices in _CHOICES.items():
             check_known(name, getattr(self, name), choices)
         check_integers(self, "num_images", "steps", "batch_size", "checkpoint_every", "keep")
+        check_integers(self, "buffer")
         check_integers(self, "warmup", "workers", "seed", minimum=0)
-        check_rates(self, "label_smoothing", "ema_decay")
-        check(0 < self.lr < math.inf, "lr", self.lr, "a positive number")
+        check_rates(self, "label_smoothing", "ema_decay", "beta2")
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, name, value, "a positive number")
+        streamed = self.data == "shards"
+        wanted = "the tar files to read" if streamed else f"left out with data: {self.data}"
+        check(streamed == bool(self.shards), "shards", self.shards, wanted)
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             check(0 <= value < math.inf, name, value, "a number of at least 0")
@@ -98,6 +116,7 @@ _WANTED = {
     int: "a whole number",
     float: "a number",
     str: "a text",
+    tuple: "a text, or a list of texts",
     dict: "fields of the configuration with their values",
 }
 
@@ -107,6 +126,8 @@ def _typed(name: str, value: object, default: object) -> object:
     kind = type(default)
     if kind is float:
         value = _number(value)
+    if kind is tuple:
+        value = _texts(value)
     right = type(value) is kind and (kind is not dict or all(type(k) is str for k in value))
     check(right, name, value, _WANTED[kind])
     return value
@@ -118,6 +139,13 @@ def _number(value: object) -> object:
         return value if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return value
+
+
+def _texts(value: object) -> object:
+    """One text, or a list of them, as a tuple; anything else as it is."""
+    texts = [value] if isinstance(value, str) else value
+    is_list = isinstance(texts, list | tuple) and all(type(text) is str for text in texts)
+    return tuple(texts) if is_list else value
 
 
 def read_recipe(path: str | Path) -> Recipe:

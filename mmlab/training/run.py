@@ -1,7 +1,8 @@
 """A run: a recipe, and a folder with all that comes of it.
 
 ``config.yaml`` is the recipe, ``metrics.jsonl`` one line a step, ``checkpoints`` what a killed run
-goes on from, ``model.safetensors`` the finished network (the average, where there is one).
+goes on from, ``model.safetensors`` the finished network (the average, where there is one). A stream
+adds ``skipped.json``: what it could not use, up to the last checkpoint.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import nn
 
+from mmlab.datasets.shards import ShardOptions, SkipReport, total_report
 from mmlab.hub import CheckpointError, create_model, read_checkpoint, save
 from mmlab.hub.fit import read_vit
 from mmlab.tasks.dual_encoder import TOKENIZER, DualEncoder, load_dual_encoder
-from mmlab.training.batches import Batches, TrainingData
+from mmlab.training.batches import Batches, StreamedBatches, StreamedData, TrainingData
 from mmlab.training.checkpoints import (
     AVERAGE,
     WEIGHTS,
@@ -36,6 +39,7 @@ from mmlab.training.seeds import seed_everything
 from mmlab.training.systems import SYSTEMS, overrides
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+SKIPPED = "skipped.json"
 RECIPE = "mmlab.recipe"
 """The key of the recipe in the metadata of finished weights."""
 _WEIGHTS_SEED = 4
@@ -55,36 +59,46 @@ def run(
     folder = Path(folder)
     accelerator = _make_accelerator(recipe.precision)
     data = training_data(recipe)
-    process = (accelerator.process_index, accelerator.num_processes)
-    batches = Batches(data, recipe.batch_size, recipe.seed, *process)
+    batches = make_batches(data, recipe, accelerator)
     state = make_state(new_model(recipe, data), recipe, accelerator)
+    state.metadata = {RECIPE: recipe_text(recipe), **SYSTEMS[recipe.system].metadata(data)}
     check_folder(folder, recipe, resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _open_folder(folder, recipe)
     accelerator.wait_for_everyone()
-    _resume(state, folder)
+    _resume(state, batches, folder, accelerator)
     with _Metrics(folder, state.step, accelerator.is_main_process) as metrics:
-        after_step = _after_step(state, recipe, folder, accelerator, metrics, report)
+        after_step = _after_step(state, batches, recipe, folder, accelerator, metrics, report)
         try:
             train(state, batches, recipe, accelerator, after_step)
         except TrainingError as error:
             raise TrainingError(f"{error}{_kept(folder)}") from None
     network = state.model.network if state.average is None else state.average
     if accelerator.is_main_process:
-        told = SYSTEMS[recipe.system].metadata(data)
-        save(network, folder / WEIGHTS, metadata={RECIPE: recipe_text(recipe), **told})
+        save(network, folder / WEIGHTS, metadata=state.metadata)
     accelerator.wait_for_everyone()
     return network.eval()
 
 
-def new_model(recipe: Recipe, data: TrainingData) -> nn.Module:
+def make_batches(
+    data: TrainingData | StreamedData, recipe: Recipe, accelerator: Accelerator
+) -> Batches | StreamedBatches:
+    """The batches of this process. ValueError if the recipe's cannot be shared or read."""
+    readers = (accelerator.process_index, accelerator.num_processes, recipe.workers)
+    if isinstance(data, StreamedData):
+        options = ShardOptions(seed=recipe.seed, buffer=recipe.buffer)
+        return StreamedBatches(data, recipe.batch_size, options, *readers)
+    return Batches(data, recipe.batch_size, recipe.seed, *readers)
+
+
+def new_model(recipe: Recipe, data: TrainingData | StreamedData) -> nn.Module:
     """The pretraining module of a recipe, its fresh weights drawn from the recipe's seed."""
     seed_everything(recipe.seed, _WEIGHTS_SEED)
     return SYSTEMS[recipe.system].module(recipe, data)
 
 
-def training_data(recipe: Recipe) -> TrainingData:
+def training_data(recipe: Recipe) -> TrainingData | StreamedData:
     """What a recipe trains on."""
     return SYSTEMS[recipe.system].data(recipe)
 
@@ -145,7 +159,7 @@ def load_network(recipe: Recipe, file: Path, num_classes: int) -> nn.Module:
 def load_encoder(recipe: Recipe, file: Path) -> DualEncoder:
     """The trained dual encoder in a file with its tokenizer.
 
-    Finished weights hold theirs; for a checkpoint on the way it is made again from the data.
+    A file that holds none, as older checkpoints do, gets the one that is made from the data.
     CheckpointError if the file is of another model.
     """
     metadata = read_checkpoint(file).metadata
@@ -210,10 +224,35 @@ def _open_folder(folder: Path, recipe: Recipe) -> None:
         write_text(folder / CONFIG, recipe_text(recipe))
 
 
-def _resume(state: TrainingState, folder: Path) -> None:
+def _resume(
+    state: TrainingState,
+    batches: Batches | StreamedBatches,
+    folder: Path,
+    accelerator: Accelerator,
+) -> None:
     checkpoint = latest_checkpoint(folder)
-    if checkpoint is not None:
-        load_checkpoint(state, checkpoint)
+    if checkpoint is None:
+        return
+    _check_tokenizer(state, checkpoint)
+    load_checkpoint(state, checkpoint)
+    if not any(state.positions):
+        return
+    if len(state.positions) != accelerator.num_processes:
+        raise ValueError(
+            f"{str(folder)!r} is a run of {len(state.positions)} processes that read shards, and "
+            f"can only go on with as many; there are {accelerator.num_processes}"
+        )
+    batches.load_state_dict(state.positions[accelerator.process_index])
+
+
+def _check_tokenizer(state: TrainingState, checkpoint: Path) -> None:
+    """Numbers of words that mean something else now would ruin the run in silence."""
+    now = state.metadata.get(TOKENIZER)
+    if _metadata(checkpoint / WEIGHTS).get(TOKENIZER, now) != now:
+        raise CheckpointError(
+            f"checkpoint {str(checkpoint)!r} was trained with another vocabulary than the captions "
+            "or the tokenizer's file give now"
+        )
 
 
 def _kept(folder: Path) -> str:
@@ -223,6 +262,7 @@ def _kept(folder: Path) -> str:
 
 def _after_step(
     state: TrainingState,
+    batches: Batches | StreamedBatches,
     recipe: Recipe,
     folder: Path,
     accelerator: Accelerator,
@@ -233,14 +273,29 @@ def _after_step(
 
     def after_step(figures: Figures) -> None:
         due = state.step % recipe.checkpoint_every == 0 or state.step == recipe.steps
+        if due:
+            state.positions = gather_object([batches.state_dict()])
         if accelerator.is_main_process:
             report(metrics.write(figures))
             if due:
                 save_checkpoint(state, folder / CHECKPOINTS, recipe.keep)
+                _write_skipped(state, folder)
         if due:
             accelerator.wait_for_everyone()
 
     return after_step
+
+
+def _write_skipped(state: TrainingState, folder: Path) -> None:
+    if any(state.positions):
+        report = asdict(total_report(state.positions))
+        write_text(folder / SKIPPED, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_skipped(folder: Path) -> SkipReport | None:
+    """What a run on shards gave and skipped, up to its last checkpoint; None for other data."""
+    path = folder / SKIPPED
+    return SkipReport(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
 class _Metrics:

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from mmlab.datasets.shards import list_shards
+from mmlab.datasets.tokenizer import Tokenizer, read_tokenizer
 from mmlab.hub import create_model, model_config
 from mmlab.models.checks import check
 from mmlab.models.clip import CLIPPretraining
@@ -18,7 +22,9 @@ from mmlab.models.vit import ViTClassification
 from mmlab.tasks.captions import CaptionedImages, emoji_captions, scene_captions
 from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
 from mmlab.tasks.dual_encoder import TOKENIZER
-from mmlab.training.batches import TrainingData
+from mmlab.tasks.preparation import image_statistics
+from mmlab.tasks.streamed_captions import StreamedCaptions, learn_tokenizer
+from mmlab.training.batches import StreamedData, TrainingData
 from mmlab.training.recipe import Recipe
 
 
@@ -29,9 +35,9 @@ class System:
     ``metadata`` is what finished weights need beside themselves, for their file.
     """
 
-    data: Callable[[Recipe], TrainingData]
-    module: Callable[[Recipe, TrainingData], nn.Module]
-    metadata: Callable[[TrainingData], dict[str, str]] = lambda data: {}
+    data: Callable[[Recipe], TrainingData | StreamedData]
+    module: Callable[[Recipe, TrainingData | StreamedData], nn.Module]
+    metadata: Callable[[TrainingData | StreamedData], dict[str, str]] = lambda data: {}
 
 
 def overrides(recipe: Recipe, *given: str) -> dict[str, object]:
@@ -64,7 +70,12 @@ def image_size(recipe: Recipe) -> int:
 
 
 def labelled_images(recipe: Recipe) -> LabelledImages:
-    """The labelled images that a classifier trains on."""
+    """The labelled images that a classifier trains on.
+
+    ValueError if the recipe sets what only dual encoders have.
+    """
+    check(not recipe.shards, "data", recipe.data, "emoji or scenes: shards hold no classes")
+    check(not recipe.tokenizer, "tokenizer", recipe.tokenizer, "left out: a vit reads no captions")
     size = image_size(recipe)
     if recipe.data == "emoji":
         return emoji_images(size, recipe.target, augment=True)
@@ -79,7 +90,10 @@ def _classifier(recipe: Recipe, data: LabelledImages) -> nn.Module:
 # Contrast.
 
 
-def captioned_images(recipe: Recipe) -> CaptionedImages:
+Captioned = CaptionedImages | StreamedCaptions
+
+
+def captioned_images(recipe: Recipe) -> Captioned:
     """The pictures with captions that a dual encoder trains on.
 
     ValueError if the recipe sets what only classifiers have.
@@ -88,24 +102,39 @@ def captioned_images(recipe: Recipe) -> CaptionedImages:
         value = getattr(recipe, name)
         check(not value, name, value, f"left out: {recipe.system} learns from captions")
     config = config_of(recipe)
+    sizes = (config.image_size, config.context_length)
+    tokenizer = read_tokenizer(recipe.tokenizer) if recipe.tokenizer else None
+    if recipe.data == "shards":
+        shards = tuple(list_shards(recipe.shards))
+        tokenizer = tokenizer or _learned_tokenizer(shards, config.vocab_size, recipe.seed)
+        return StreamedCaptions(shards, tokenizer, *sizes, image_statistics(config))
     if recipe.data == "emoji":
-        return emoji_captions(config.image_size, config.context_length, augment=True)
-    return scene_captions(config.image_size, config.context_length, recipe.num_images, recipe.seed)
+        images = emoji_captions(*sizes, tokenizer=tokenizer, augment=True)
+    else:
+        images = scene_captions(*sizes, recipe.num_images, recipe.seed, tokenizer)
+    return replace(images, statistics=image_statistics(config))
 
 
-def _clip(recipe: Recipe, data: CaptionedImages) -> nn.Module:
+def _learned_tokenizer(shards: tuple[str, ...], vocab_size: int, seed: int) -> Tokenizer:
+    """At most as many words as the published model has; the main process's, on all processes."""
+    is_main = PartialState().is_main_process
+    learned = [learn_tokenizer(shards, vocab_size, seed).to_json() if is_main else None]
+    return Tokenizer.from_json(broadcast_object_list(learned)[0])
+
+
+def _clip(recipe: Recipe, data: Captioned) -> nn.Module:
     words = {"vocab_size": data.tokenizer.vocab_size, "end_id": data.tokenizer.sep_id}
     settings = {**overrides(recipe, *words), **words}
     return CLIPPretraining(create_model(recipe.model_name, **settings))
 
 
-def _flip(recipe: Recipe, data: CaptionedImages) -> nn.Module:
+def _flip(recipe: Recipe, data: Captioned) -> nn.Module:
     words = {"vocab_size": data.tokenizer.vocab_size, "pad_id": data.tokenizer.pad_id}
     settings = {**overrides(recipe, *words), **words}
     return FLIPPretraining(create_model(recipe.model_name, **settings))
 
 
-def _tokenizer(data: CaptionedImages) -> dict[str, str]:
+def _tokenizer(data: Captioned) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 

@@ -31,8 +31,9 @@ CONFIG = CLIPConfig(
 )
 
 
-def collate(examples):
+def collate(examples, draws):
     """Letters are tokens here; 127 ends a caption and fills it up."""
+    examples = list(examples)
     ids = torch.full((len(examples), 16), 127)
     for row, example in zip(ids, examples, strict=True):
         letters = [ord(letter) for letter in example.captions[0].text[:15]]

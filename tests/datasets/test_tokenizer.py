@@ -17,7 +17,13 @@ import pytest
 import torch
 from transformers import BertTokenizer, CLIPTokenizer
 
-from mmlab.datasets.tokenizer import TokenBatch, Tokenizer, train_wordpiece
+from mmlab.datasets.tokenizer import (
+    OPENAI_CLIP_FILE,
+    TokenBatch,
+    Tokenizer,
+    read_tokenizer,
+    train_wordpiece,
+)
 from mmlab.datasets.vocabulary import CLIP_NUM_MERGES, read_openai_clip
 
 CAPTIONS = [
@@ -575,3 +581,29 @@ def test_a_missing_source_is_one_clear_error(source, tmp_path):
 def test_layouts_can_be_changed(clip):
     short = replace(clip, layout=replace(clip.layout, max_length=8))
     assert short(["red cats " * 20]).input_ids.shape == (1, 8)
+
+
+def test_the_kind_of_a_tokenizer_is_told_by_its_name(bert, clip, clip_files, wordpiece, tmp_path):
+    vocab, expected = bert
+    own = tmp_path / "words.json"
+    wordpiece.save(own)
+    openai = tmp_path / OPENAI_CLIP_FILE
+    openai.write_bytes((clip_files / "bpe_simple_vocab.txt.gz").read_bytes())
+    text = "two cats &amp; a circle"
+    for path, tokenizer in (
+        (vocab, expected),
+        (vocab.parent, expected),
+        (own, wordpiece),
+        (openai, clip),
+        (tmp_path, clip),
+        (clip_files, clip),
+        (clip_files / "vocab.json", clip),
+    ):
+        assert torch.equal(read_tokenizer(path)(text).input_ids, tokenizer(text).input_ids)
+
+
+def test_no_tokenizer_is_an_error_that_names_the_place(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "none.json", "bert-base-uncased"):
+        with pytest.raises(ValueError, match=f"there is no tokenizer at .*{name}"):
+            read_tokenizer(tmp_path / name)

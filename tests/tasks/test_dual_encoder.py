@@ -6,8 +6,10 @@ import torch
 from mmlab import datasets
 from mmlab.datasets import train_wordpiece
 from mmlab.datasets.tokenizer import Tokenizer
+from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from mmlab.hub import CheckpointError, save
 from mmlab.models.clip import CLIP, CLIP_MINI
+from mmlab.models.flip import FLIP, FLIP_MINI
 from mmlab.tasks.dual_encoder import (
     TOKENIZER,
     DualEncoder,
@@ -40,6 +42,18 @@ def test_pictures_of_any_size(encoder):
     pictures = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((1, 1), (48, 200), (300, 9))]
     features = encoder.encode_images(pictures)
     assert features.shape == (3, 128) and features.isfinite().all()
+
+
+def test_flip_s_images_are_normalised_as_in_its_code(encoder):
+    torch.manual_seed(0)
+    flip = FLIP(replace(FLIP_MINI, depth=1, text_depth=1)).eval()
+    images = datasets.emoji("train", "noto").images(range(4))
+    features = DualEncoder(flip, encoder.tokenizer).encode_images(images)
+    with torch.no_grad():
+        expected = flip.encode_image(normalize(images, IMAGENET_MEAN, IMAGENET_STD))
+        other = flip.encode_image(normalize(images, CLIP_MEAN, CLIP_STD))
+    torch.testing.assert_close(features, expected)
+    assert (features - other).abs().max() > 1e-3
 
 
 def test_long_and_empty_sentences(encoder):

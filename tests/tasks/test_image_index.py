@@ -167,6 +167,21 @@ def test_the_graph_finds_nearly_all_neighbours():
     torch.testing.assert_close(scores[:, 0], (queries * features[rows[:, 0]]).sum(-1))
 
 
+def test_a_graph_is_read_as_it_was_written(tmp_path):
+    pytest.importorskip("faiss")
+    features = torch.nn.functional.normalize(torch.randn(200, 8), dim=-1)
+    graph, path = NeighbourGraph(features), tmp_path / "graph.faiss"
+    graph.save(path)
+    again = NeighbourGraph.load(path)
+    for one, two in zip(graph.search(features, 3), again.search(features, 3), strict=True):
+        assert torch.equal(one, two)
+    assert [p.name for p in tmp_path.iterdir()] == ["graph.faiss"]
+    path.write_bytes(b"no graph")
+    for wrong in (path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="is no graph of neighbours"):
+            NeighbourGraph.load(wrong)
+
+
 def test_without_faiss_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install 'mmlab\[search\]'"):

@@ -48,8 +48,8 @@ def test_the_shares_of_all_processes_are_the_whole_batch():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_starts_where_it_is_told(workers):
-    batches = Batches(Numbers(), 5, seed=0)
-    loaded = [batch["rows"] for batch in batches.loader(3, 6, workers)]
+    batches = Batches(Numbers(), 5, seed=0, workers=workers)
+    loaded = [batch["rows"] for batch in batches.loader(3, 6)]
     assert [r.tolist() for r in loaded] == [batches.rows(step).tolist() for step in (3, 4, 5)]
 
 

@@ -47,9 +47,9 @@ def mmlab(capsys, monkeypatch, tmp_path):
 
 
 def test_training_learns(tmp_path):
-    run(replace(TINY_CLIP, steps=100, warmup=5, ema_decay=0.0), tmp_path)
+    run(replace(TINY_CLIP, steps=200, warmup=5, ema_decay=0.0), tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
-    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.15
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -76,7 +76,7 @@ def test_finished_weights_bring_their_tokenizer(name, runs):
     encoder = load_encoder(recipe, file)
     assert encoder.tokenizer.to_json() == training_data(recipe).tokenizer.to_json()
     assert encoder.encode_texts(["a red circle"]).shape == (1, 16)
-    # A checkpoint on the way holds none; it is made again.
+    # So do checkpoints on the way.
     on_the_way = runs / name / "checkpoints" / "step-00000006" / "average.safetensors"
     torch.testing.assert_close(
         load_encoder(recipe, on_the_way).encode_texts(["a red circle"]),
