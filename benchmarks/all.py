@@ -14,7 +14,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("scenes", "vit", "clip", "transport", "chapters")
+PARTS = ("scenes", "vit", "clip", "flip", "loss_memory", "search", "transport", "chapters")
 
 
 def main():

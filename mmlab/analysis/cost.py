@@ -8,8 +8,10 @@ from torch import nn
 
 from mmlab.models.clip import CLIPConfig
 from mmlab.models.clip_resnet import EXPANSION
+from mmlab.models.flip import FLIPConfig
+from mmlab.models.mae import MAEConfig
 from mmlab.models.vit import ViTConfig
-from mmlab.nn import conv_stem_widths
+from mmlab.nn import conv_stem_widths, num_kept
 
 # The part that a component of a parameter's name stands for.
 _PARTS = {
@@ -67,6 +69,16 @@ def block_macs(num_tokens: int, dim: int, mlp_dim: int) -> int:
     return projections + attention + mlp
 
 
+def block_activations(num_tokens: int, dim: int, num_heads: int, mlp_dim: int) -> int:
+    """Numbers that a pre-norm block keeps for its backward pass: ``T (8 D + 2 M + H + 4)``.
+
+    Of each token, ``D`` numbers eight times (what both norms and the two halves' linear layers take
+    in, queries, keys, values, attended values), the MLP's hidden layer before and after its
+    activation, a number a head for the fused attention, and two for each norm. Dropout keeps more.
+    """
+    return num_tokens * (8 * dim + 2 * mlp_dim + num_heads + 4)
+
+
 def vit_macs(config: ViTConfig) -> int:
     """MACs of one image through a ``ViT``; FLOPs are twice as many."""
     blocks = config.depth * block_macs(config.num_tokens, config.dim, config.mlp_dim)
@@ -102,6 +114,43 @@ def clip_text_macs(config: CLIPConfig, num_tokens: int | None = None) -> int:
     num_tokens = config.context_length if num_tokens is None else num_tokens
     blocks = config.text_depth * block_macs(num_tokens, config.text_dim, config.text_mlp_dim)
     return blocks + config.text_dim * config.embed_dim
+
+
+def flip_image_macs(config: FLIPConfig, mask_ratio: float = 0.0) -> int:
+    """MACs of one image through a ``FLIP`` that drops ``mask_ratio`` of its patches.
+
+    The patch embedding comes before the dropping and is paid in full. ValueError as in
+    ``mmlab.nn.num_kept``.
+    """
+    projection = config.dim * config.embed_dim
+    return _masked_encoder_macs(config.image, mask_ratio) + projection
+
+
+def flip_text_macs(config: FLIPConfig) -> int:
+    """MACs of one caption through a ``FLIP``, filled up to ``context_length`` as all are."""
+    block = block_macs(config.context_length, config.text_dim, config.text_mlp_dim)
+    return config.text_depth * block + config.text_dim * config.embed_dim
+
+
+def mae_encoder_macs(config: MAEConfig, mask_ratio: float | None = None) -> int:
+    """MACs of one image through an MAE's encoder; ``mask_ratio`` is the configuration's if None."""
+    ratio = config.mask_ratio if mask_ratio is None else mask_ratio
+    return _masked_encoder_macs(config.encoder, ratio)
+
+
+def mae_decoder_macs(config: MAEConfig, mask_ratio: float | None = None) -> int:
+    """MACs of its decoder, which works on all places whatever the encoder saw."""
+    ratio = config.mask_ratio if mask_ratio is None else mask_ratio
+    num_patches, dim = config.encoder.num_patches, config.decoder_dim
+    embedding = (num_kept(num_patches, ratio) + 1) * config.dim * dim
+    blocks = config.decoder_depth * block_macs(num_patches + 1, dim, config.decoder_mlp_dim)
+    return embedding + blocks + num_patches * dim * config.patch_values
+
+
+def _masked_encoder_macs(config: ViTConfig, mask_ratio: float) -> int:
+    """A ViT without a head on the class token and the patches that stay."""
+    num_tokens = num_kept(config.num_patches, mask_ratio) + 1
+    return _stem_macs(config) + config.depth * block_macs(num_tokens, config.dim, config.mlp_dim)
 
 
 def _resnet_macs(config: CLIPConfig) -> int:

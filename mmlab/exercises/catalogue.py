@@ -1,10 +1,11 @@
 """Every exercise of the book under its name, ``chapter.number``."""
 
-from mmlab.exercises import vit
+from mmlab.exercises import clip, flip, vit
 from mmlab.exercises.kinds import Exercise
 
+CHAPTERS = {"vit": vit.EXERCISES, "clip": clip.EXERCISES, "flip": flip.EXERCISES}
 EXERCISES: dict[str, Exercise] = {
     f"{chapter}.{number}": exercise
-    for chapter, exercises in {"vit": vit.EXERCISES}.items()
+    for chapter, exercises in CHAPTERS.items()
     for number, exercise in enumerate(exercises, start=1)
 }

@@ -48,14 +48,17 @@ figure.default.render({{ model, el }});
 </script>"""
 
 
-def module_source(name: str) -> str:
-    """The one self-contained ES module of a figure: style sheet, toolkit, then ``<name>.js``."""
+def module_source(name: str, *parts: str) -> str:
+    """The one self-contained ES module of a figure.
+
+    It is the style sheet, the toolkit, ``<part>.js`` of each of the parts, then ``<name>.js``.
+    """
     here = resources.files("mmlab.widgets")
-    style, toolkit, figure = (
+    style, *scripts = (
         here.joinpath(file).read_text("utf-8")
-        for file in ("toolkit.css", "toolkit.js", f"{name}.js")
+        for file in ("toolkit.css", "toolkit.js", *(f"{part}.js" for part in (*parts, name)))
     )
-    return f"const TOOLKIT_CSS = {json.dumps(style)};\n{toolkit}\n{figure}"
+    return "\n".join([f"const TOOLKIT_CSS = {json.dumps(style)};", *scripts])
 
 
 def _encode_bytes(value: Any) -> dict[str, str]:

@@ -130,21 +130,6 @@ function blocksOf({ looks }) {
 
 // ---- Drawing
 
-async function decode(bytes, size) {
-  const blob = new Blob([bytes], { type: "image/webp" });
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  const canvas = h("canvas", { width: size, height: size });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, size, size);
-  return canvas;
-}
-
-function outlined(context, [x, y, width, height], colour, tone) {
-  for (const [line, stroke] of [[5, colour.surface], [2.5, colour[tone]]]) {
-    Object.assign(context, { lineWidth: line, strokeStyle: stroke });
-    context.strokeRect(x, y, width, height);
-  }
-}
-
 // How strongly a weight shows: in proportion to the largest, and never quite nothing.
 const strength = (weight, largest) => (weight > 0 ? 0.14 + 0.76 * (weight / largest) : 0);
 
@@ -221,21 +206,6 @@ function drawMatrix(canvas, side, { trace, layer, view, token, names }, colour) 
 }
 
 // ---- The figure
-
-// Radio buttons drawn as one bar, whose list can change; the browser gives them arrow keys.
-function radioBar(label, className, onInput) {
-  const name = uid();
-  const bar = h("div", { class: className });
-  const node = h("fieldset", { class: "field" }, h("legend", {}, label), bar);
-  let inputs = [];
-  const fill = (options) => {
-    inputs = options.map(({ label: text }, value) =>
-      h("input", { type: "radio", name, value, "aria-label": text, oninput: () => onInput(value) }));
-    bar.replaceChildren(...options.map(({ body }, i) => h("label", { class: "segment" }, inputs[i], h("span", {}, body))));
-  };
-  const show = (value) => inputs.forEach((input, i) => (input.checked = i === value));
-  return { node, fill, show, spans: () => [...bar.querySelectorAll("span.share")] };
-}
 
 function numberField(figure, label, [low, high], onInput) {
   const input = h("input", { type: "number", min: low, max: high, step: 1, inputmode: "numeric" });
@@ -378,7 +348,7 @@ class Families {
 
   async load() {
     const size = this.figure.get("image_size");
-    this.pictures = await Promise.all(this.figure.get("pairs").map(({ bytes }) => decode(bytes, size)));
+    this.pictures = await Promise.all(this.figure.get("pairs").map(({ bytes }) => decodePicture(bytes, size)));
     this.redraw.schedule();
   }
 

@@ -56,14 +56,6 @@ function exchanged(order, i, j) {
 
 // ---- Drawing
 
-async function decode(bytes, size) {
-  const blob = new Blob([bytes], { type: "image/webp" });
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  const canvas = h("canvas", { width: size, height: size });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, size, size);
-  return canvas;
-}
-
 const letter = (j) => String.fromCharCode(65 + j);
 
 function matrixLayout(width, rows, columns) {
@@ -265,7 +257,7 @@ class SimilarityMatrix {
   async load() {
     const { figure } = this;
     const size = figure.get("image_size");
-    this.pictures = await Promise.all(figure.get("pictures").map(({ bytes }) => decode(bytes, size)));
+    this.pictures = await Promise.all(figure.get("pictures").map(({ bytes }) => decodePicture(bytes, size)));
     this.readCaptions();
   }
 

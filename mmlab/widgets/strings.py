@@ -516,6 +516,324 @@ STRINGS["en"]["loss_laboratory"] = {
 }
 
 
+STRINGS["en"]["masking"] = {
+    "locale": "en",
+    "title": "Masking",
+    "sentence": (
+        "Masking: {percent} % of {patches} patches hidden. BERT's way encodes all {patches}, MAE "
+        "and FLIP {kept}; FLIP then takes {share} % of the multiply-adds of a whole pair. "
+        "Caption: “{caption}”."
+    ),
+    "ratio": "Hidden share",
+    "percent": "{value} %",
+    "redraw": "Draw a new mask",
+    "seed": "seed {seed}",
+    "usual": "{way}: {percent} %",
+    "lead": (
+        "With {percent} % hidden, the image encoder works on *{patches}* patches in BERT's way and "
+        "on *{kept}* in MAE and in FLIP."
+    ),
+    "word": "Choose a word here, or a patch in a picture",
+    "way_bert": "BERT's way",
+    "way_mae": "MAE",
+    "way_flip": "FLIP",
+    "way_short_bert": "BERT",
+    "way_short_mae": "MAE",
+    "way_short_flip": "FLIP",
+    "idea_bert": (
+        "Replace, encode all, predict what was hidden. BERT does it to words; BEiT does it to "
+        "patches."
+    ),
+    "idea_mae": "Drop, encode the rest, put mask tokens back for a small decoder, predict pixels.",
+    "idea_flip": (
+        "Drop, encode the rest, compare the result with the caption. Nothing is predicted."
+    ),
+    "stage_input": "What is left",
+    "stage_encoder": "Image encoder",
+    "stage_decoder": "Decoder",
+    "stage_output": "What comes out",
+    "no_decoder": "There is none.",
+    "no_caption": "MAE reads no caption.",
+    "mask": "[MASK]",
+    "text_bert_input": "{hidden} patches and {words} of {all_words} words replaced",
+    "text_bert_encoder": "all {patches} places, mask tokens among them",
+    "text_bert_decoder": "none",
+    "text_bert_output": "a prediction for the {hidden} patches and {words} words",
+    "text_mae_input": "{hidden} patches dropped",
+    "text_mae_encoder": "{kept} of {patches} patches, no mask token",
+    "text_mae_decoder": "{kept} encoded patches, {hidden} mask tokens",
+    "text_mae_output": "pixels of the {hidden} dropped patches",
+    "text_mae_output_learned": "pixels for all places, by a trained model",
+    "text_flip_input": "{hidden} patches dropped, all words kept",
+    "text_flip_encoder": "{kept} of {patches} patches, no mask token",
+    "text_flip_decoder": "none",
+    "text_flip_output": "two vectors, of the picture and of the caption: do they match?",
+    "board": "{text}. Chosen: {token}. The arrow keys move to the next patch.",
+    "token_word": "word {number}, “{word}”",
+    "token_patch": "patch in row {row}, column {column}",
+    "path_bert_patch_hidden": (
+        "*{token}* is hidden: a mask token with this position goes through the encoder, and what "
+        "comes out must predict the patch."
+    ),
+    "path_bert_patch_seen": "*{token}* is encoded; nothing is predicted for it.",
+    "path_bert_word_hidden": (
+        "*{token}* is hidden: [MASK] goes through the text encoder in its place, and what comes "
+        "out must predict the word."
+    ),
+    "path_bert_word_seen": "*{token}* is encoded; nothing is predicted for it.",
+    "path_mae_patch_hidden": (
+        "*{token}* is dropped. The encoder never sees its place; the decoder gets a mask token "
+        "there and must predict its pixels."
+    ),
+    "path_mae_patch_seen": (
+        "*{token}* is encoded and goes on to the decoder. Its pixels are predicted too, but do not "
+        "count in the loss."
+    ),
+    "path_mae_word_none": "*{token}*: there are no words in MAE.",
+    "path_flip_patch_hidden": "*{token}* is dropped, and nothing after that knows of its place.",
+    "path_flip_patch_seen": (
+        "*{token}* is encoded; the average of all encoded tokens becomes the picture's vector."
+    ),
+    "path_flip_word_all": (
+        "*{token}* is encoded by the text encoder, at any share: FLIP hides patches only."
+    ),
+    "key_mask": "mask token",
+    "key_encoded": "encoded token, or prediction",
+    "key_hole": "nothing there, nothing computed",
+    "key_chosen": "chosen",
+    "learned": "A trained MAE's output for this picture is here for:",
+    "cost": "What it costs",
+    "measure": "Show",
+    "measure_compute": "multiply-adds",
+    "measure_memory": "memory in training",
+    "table": "Costs of the three ways",
+    "caption_compute": "Multiply-adds of one forward pass, a picture with its caption",
+    "caption_memory": "What the blocks keep for the backward pass, a picture with its caption",
+    "column_way": "way",
+    "column_encoded": "patches encoded",
+    "column_image": "image encoder",
+    "column_text": "text encoder",
+    "column_decoder": "decoder",
+    "column_total": "all",
+    "column_share": "share of its own at 0 %",
+    "unit_compute": "{value} GMAC",
+    "unit_memory": "{value} MB",
+    "nothing": "–",
+    "note_compute": "1 GMAC is a billion multiply-adds, or two billion FLOPs.",
+    "note_memory": "In half precision, with fused attention and without recomputation.",
+    "chart_compute": (
+        "Lines of the multiply-adds against the hidden share, each as a share of its own at 0 %. "
+        "At {percent} %: BERT's way {bert}, MAE {mae}, FLIP {flip}."
+    ),
+    "chart_memory": (
+        "Lines of the memory in training against the hidden share, each as a share of its own at "
+        "0 %. At {percent} %: BERT's way {bert}, MAE {mae}, FLIP {flip}."
+    ),
+    "encoded": "{encoded} of {patches} encoded",
+    "about": "How this is computed",
+    "about_text": (
+        "The three share one image encoder and, where they read the caption, one text encoder, so "
+        "that only the way of masking differs. The patch embedding and its positions come before "
+        "the dropping, so all patches pay for it; the class token is encoded too. MAE and FLIP "
+        "keep the patches with the least random noise, cut to a whole number, as their code does. "
+        "Of the words that it chooses, the real BERT leaves one in ten as it was and swaps one in "
+        "ten for a random word; here all become [MASK]. FLIP fills captions up to a fixed length "
+        "and encodes the padding as well. Heads that predict words or patches after BERT's way are "
+        "left out of its cost. Memory counts what a transformer block keeps for the backward "
+        "pass, of each token: 8 D + 2 M numbers and a few more, for width D and M in the MLP."
+    ),
+}
+
+
+STRINGS["en"]["clip_search"] = {
+    "locale": "en",
+    "title": "CLIP in the browser",
+    "sentence": (
+        "CLIP in the browser: {count} pictures ranked for the caption “{caption}”. First comes "
+        "{name}, with probability {probability}."
+    ),
+    "caption": "A caption, in English or Chinese",
+    "search": "Search",
+    "examples": "Or one of these",
+    "before": (
+        "For a caption of your own, press Search: the text encoder, {size} MB, is then loaded and "
+        "runs in this page. The examples need nothing."
+    ),
+    "loading": "Loading the model, {size} MB…",
+    "progress": "Share of the model that has been loaded",
+    "ready": "The text encoder runs in this page. Every letter you type asks it anew.",
+    "failed": (
+        "The model could not be loaded ({problem}). The examples still work. Search again to try "
+        "once more, or open this page as a notebook."
+    ),
+    "kernel": "no answer from the kernel",
+    "tokens": "What the model reads",
+    "whole": "Every word is in its vocabulary.",
+    "cut": (
+        "Not in its vocabulary as a whole, and so read in pieces: {words}. What it makes of rare "
+        "pieces is a guess."
+    ),
+    "unknown": "Unknown: {words}. All that the model reads there is {token}.",
+    "dropped": "It reads {read} tokens at most; the last {dropped} are left out.",
+    "quoted": "“{word}”",
+    "separator": ", ",
+    "lead": "“{caption}”: best fits *{name}*, with probability *{probability}* among {count}.",
+    "empty": "Type a caption, or choose one of the examples.",
+    "view": "Show",
+    "view_probability": "probability",
+    "view_cosine": "cosine",
+    "gallery": "All pictures",
+    "gallery_key": "the stronger, the more similar; framed: the first twelve",
+    "gallery_label": (
+        "The {count} pictures, each the stronger the more similar it is to the caption. Chosen: "
+        "{name}. The arrow keys choose another."
+    ),
+    "nothing": "none",
+    "reverse": "The other way round: from a picture to captions",
+    "reverse_text": (
+        "Choose a picture above or here, or drop one of yours. All names of the pictures, in both "
+        "languages, and your caption are ranked for it."
+    ),
+    "picture": "Picture",
+    "own": "Your own (it never leaves this page)",
+    "own_button": "Choose a file…",
+    "own_named": "yours: {name}",
+    "unreadable": "{name} is not a picture that this browser can read.",
+    "choose": "No picture is chosen.",
+    "chosen": "*{name}*. Your caption, “{caption}”, is number *{place}* of {count}.",
+    "chosen_only": "*{name}*. The best of {count} captions:",
+    "typed": "your caption",
+    "its_name": "its name",
+    "about": "How this is computed",
+    "about_text": (
+        "The caption is cut into word pieces and goes through the text encoder, the picture "
+        "through the image encoder; both give a vector of length 1. Their product is the cosine. "
+        "The softmax of cosines × {scale}, the factor that the model learned, over all pictures "
+        "or all captions is the probability. The vectors of the pictures shown and of the "
+        "examples come from PyTorch; everything else is computed here. To save bytes the weights "
+        "are rounded: to {text} bits in the text encoder, to {image} in the image encoder."
+    ),
+    "check": (
+        "Check: on the {count} examples, the cosines computed in this page differ from PyTorch's "
+        "by at most {difference}."
+    ),
+}
+
+
+STRINGS["en"]["transport_alignment"] = {
+    "locale": "en",
+    "title": "Transport alignment",
+    "sentence": (
+        "Transport alignment: the words of “{caption}” ({kind}) carried to {places} places of a "
+        "picture by {method} with regularisation {regularization}; after {iterations} iterations "
+        "the distance is {distance}."
+    ),
+    "caption": "Caption",
+    "matched": "its own caption",
+    "other": "another's caption",
+    "method": "Method",
+    "method_ipot": "IPOT",
+    "method_sinkhorn": "Sinkhorn",
+    "view": "Show",
+    "view_plan": "the plan",
+    "view_compare": "compare",
+    "regularization": "Regularisation",
+    "iterations": "Iterations",
+    "step": "One more",
+    "play": "Play",
+    "lead": "After {iterations} iterations of {method} the transport distance is *{distance}*.",
+    "sign_matched": (
+        "Picture and caption belong together: the loss counts *+{distance}*, so training makes the "
+        "way shorter."
+    ),
+    "sign_other": (
+        "Picture and caption do not belong together: the loss counts *−{distance}*, so training "
+        "makes the way longer."
+    ),
+    "word": "Choose a word",
+    "place_patch": "patch in row {row}, column {column}",
+    "place_region": "region {number}",
+    "readout": (
+        "*{word}* sends most, {share} % of its mass, to the {place}; spread evenly each place "
+        "would get {even} %."
+    ),
+    "readout_true": (
+        "*{word}* sends most, {share} % of its mass, to the {place}. Its true places, {places} in "
+        "number, get {right} %; spread evenly they would get {chance} %."
+    ),
+    "readout_nothing_true": (
+        "*{word}* speaks of no place, yet its mass must go somewhere: most, {share} %, to the "
+        "{place}."
+    ),
+    "flow_label": (
+        "Words on the left, the picture on the right, bands of mass between them. Chosen: {word}, "
+        "whose widest band goes to the {place}. Up and down arrow keys choose another word."
+    ),
+    "key_chosen": "gets the most",
+    "key_true": "true place",
+    "key_target": "what a sum should be",
+    "matrix_cost": "Cost",
+    "matrix_plan": "Plan",
+    "note_cost": "A row for each word, a column for each place; the darker, the dearer.",
+    "note_plan": (
+        "The darker, the more mass. Bars are its sums: each word sends as much as every other, "
+        "and each place should get as much as every other."
+    ),
+    "cost_label": "The cost of carrying each word to each place, from {low} to {high}.",
+    "plan_label": (
+        "The plan: how much mass each word sends to each place, with the sums of rows and columns. "
+        "{error} of the mass arrives where it should not."
+    ),
+    "converges": "How the distance converges",
+    "chart_label": (
+        "Lines of the distance against the number of iterations. At {iterations}: IPOT {ipot}, "
+        "Sinkhorn {sinkhorn}."
+    ),
+    "distance": "Distance",
+    "distance_matched": "Distance, its own caption",
+    "distance_other": "Distance, another's caption",
+    "loss": "Loss of these pairs",
+    "error": "Share of the mass that arrives where it should not",
+    "nothing": "–",
+    "percent": "{value} %",
+    "note_compare": "Where the chosen word goes. Clear is much, veiled is little.",
+    "card_plan": "Transport plan",
+    "card_attention": "Attention",
+    "card_maximum": "FILIP's best place",
+    "card_truth": "Truth",
+    "card_text_plan": "{share} % to the {place}",
+    "card_text_attention": "{share} % to the {place}",
+    "card_text_maximum": "all to the {place}, cosine {cosine}",
+    "card_text_truth": "{places} true places",
+    "card_nothing": "the word speaks of no place",
+    "scores": "Against the truth, over the words that speak of a place",
+    "score_of": "alignment",
+    "score_share": "share on true places",
+    "score_hits": "most goes to a true place",
+    "score_even": "spread evenly",
+    "hits": "{hits} of {count}",
+    "similarity": (
+        "FILIP's similarity is the mean of these best cosines: {places} from words to places, "
+        "{words} from places to words."
+    ),
+    "table": "All numbers of the plan",
+    "table_word": "word",
+    "about": "How this is computed",
+    "about_text": (
+        "The cost is 1 − cosine of the features that a model gave, unless another was passed in. "
+        "Every word has the same mass, and so has every place; a plan says how much goes from "
+        "where to where, and its distance is mass times cost. IPOT multiplies the last plan by "
+        "exp(−cost / regularisation) and scales columns, then rows; it tends to the exact plan at "
+        "any regularisation. Sinkhorn does the same from the start each time, so the smoothing "
+        "stays. Rows come out exact, columns only in the limit. UNITER and ViLT take 50 iterations "
+        "of IPOT at 0.5, weigh the loss by 0.1, and let no gradient through the plan. The loss is "
+        "the distance of the matched pair minus that of the mismatched one, over the number of "
+        "pairs; the minus stands in both systems' code, not in the papers. FILIP has no plan: "
+        "each word keeps its best place, whatever the others took."
+    ),
+}
+
+
 def strings_for(figure: str, language: str = "en") -> dict[str, str]:
     """The words of one figure; ValueError if there is no such language."""
     if language not in STRINGS:

@@ -98,6 +98,15 @@ function fitCanvas(canvas, width, height) {
   return context;
 }
 
+// A picture of the page state, as a canvas.
+async function decodePicture(bytes, size) {
+  const blob = new Blob([bytes], { type: "image/webp" });
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const canvas = h("canvas", { width: size, height: size });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, size, size);
+  return canvas;
+}
+
 // A drawing kept between frames, and made anew only when its key or its size changes.
 function keepDrawing() {
   const canvas = h("canvas");
@@ -114,6 +123,14 @@ function write(context, text, x, y, { colour, font, size = 12, align = "left", w
   context.font = `${weight} ${size}px ${font}`;
   Object.assign(context, { fillStyle: colour, textAlign: align, textBaseline: "middle" });
   context.fillText(text, x, y);
+}
+
+// A rectangle's outline that stands out on any picture.
+function outlined(context, [x, y, width, height], colour, tone) {
+  for (const [line, stroke] of [[5, colour.surface], [2.5, colour[tone]]]) {
+    Object.assign(context, { lineWidth: line, strokeStyle: stroke });
+    context.strokeRect(x, y, width, height);
+  }
 }
 
 function pointIn(canvas, event) {
@@ -220,6 +237,21 @@ function segmentField(label, options, onInput) {
   const node = h("fieldset", { class: "field" }, h("legend", {}, label), h("div", { class: "segments" }, bar));
   const show = (value) => inputs.forEach((input, i) => (input.checked = options[i].value === value));
   return { node, show };
+}
+
+// Radio buttons drawn as one bar, whose list can change; the browser gives them arrow keys.
+function radioBar(label, className, onInput) {
+  const name = uid();
+  const bar = h("div", { class: className });
+  const node = h("fieldset", { class: "field" }, h("legend", {}, label), bar);
+  let inputs = [];
+  const fill = (options) => {
+    inputs = options.map(({ label: text }, value) =>
+      h("input", { type: "radio", name, value, "aria-label": text, oninput: () => onInput(value) }));
+    bar.replaceChildren(...options.map(({ body }, i) => h("label", { class: "segment" }, inputs[i], h("span", {}, body))));
+  };
+  const show = (value) => inputs.forEach((input, i) => (input.checked = i === value));
+  return { node, fill, show, spans: () => [...bar.querySelectorAll("span.share")] };
 }
 
 function sliderField(label, { min, max, step }, onInput) {

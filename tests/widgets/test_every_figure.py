@@ -2,18 +2,28 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 
+from mmlab.datasets.tokenizer import train_wordpiece
+from mmlab.models.clip import CLIP, CLIP_MINI
+from mmlab.models.flip import FLIP_MINI
+from mmlab.models.mae import MAE_MINI
 from mmlab.models.vit import VIT_MINI, ViT
+from mmlab.tasks.dual_encoder import DualEncoder
 from mmlab.widgets import (
     AttentionDistance,
+    CLIPSearch,
     LossLaboratory,
+    Masking,
     PatchSplitter,
     SimilarityMatrix,
     TokenCalculator,
+    TransportAlignment,
+    WordsAndPlaces,
 )
 from tests.browser import needs_chromium
 from tests.widgets.figure_page import (
@@ -63,6 +73,34 @@ def laboratory(names=("1", "2"), **options):
     return LossLaboratory(names, **options)
 
 
+def masking(names=("1", "2"), **options):
+    image = pictures(("1", "2"))["1"]
+    made = {75: image.repeat(1, 2, 2)[:, :48, :48]}
+    return Masking(image, list(names), MAE_MINI, FLIP_MINI, reconstructions=made, **options)
+
+
+def transport(names=("1", "2"), **options):
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(2, 9, generator=generator)
+    own = WordsAndPlaces(names, cost=cost, attention=1 - cost, truth=cost > 0.7)
+    other = WordsAndPlaces(names, cost=cost.flip(0))
+    return TransportAlignment(pictures(("1", "2"))["1"], own, other, **options)
+
+
+@cache
+def clip():
+    """A small CLIP, untrained; the words on the figure are all that its tests ask about."""
+    words = train_wordpiece(["1 2", "a cat", "a dog"], vocab_size=60, min_count=1)
+    sizes = {"dim": 16, "depth": 1, "text_dim": 16, "text_depth": 1, "embed_dim": 16}
+    torch.manual_seed(0)
+    network = CLIP(replace(CLIP_MINI, vocab_size=words.vocab_size, **sizes)).eval()
+    return DualEncoder(network, words)
+
+
+def search(names=("1", "2"), **options):
+    return CLIPSearch(clip(), pictures(names), examples=("1", "2"), **options)
+
+
 FIGURES = {
     "splitter": splitter,
     "splitter shuffled": lambda *a: splitter(*a, order="shuffled", positions=True),
@@ -75,6 +113,12 @@ FIGURES = {
     "matrix with captions exchanged": lambda *a: matrix(*a, order=[1, 0], view="cosine"),
     "laboratory": laboratory,
     "laboratory of the sigmoid": lambda *a: laboratory(*a, objective="sigmoid"),
+    "search": search,
+    "search with a picture chosen": lambda *a: search(*a, chosen=0, view="cosine"),
+    "masking": masking,
+    "masking of a word": lambda *a: masking(*a, token=1, percent=50, measure="memory"),
+    "transport": transport,
+    "transport compared": lambda *a: transport(*a, view="compare", method="sinkhorn"),
 }
 every_figure = pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
 
@@ -96,7 +140,7 @@ def test_hostile_words_stay_text(make, show):
     page.locator("details").evaluate_all("all => all.forEach((node) => node.open = true)")
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
-    assert page.locator("option").first.text_content().startswith(HOSTILE)
+    assert page.locator("option, .words label").first.text_content().startswith(HOSTILE)
     assert page.locator(".headline").first.text_content().endswith(HOSTILE)
 
 
@@ -180,8 +224,13 @@ def test_every_word_can_be_translated(make, show):
 
 @pytest.mark.parametrize(
     ("make", "starter"),
-    [(splitter, "button.primary"), (distance, CHANGES), (laboratory, "button.run")],
-    ids=["splitter", "distance", "laboratory"],
+    [
+        (splitter, "button.primary"),
+        (distance, CHANGES),
+        (laboratory, "button.run"),
+        (transport, "button.primary"),
+    ],
+    ids=["splitter", "distance", "laboratory", "transport"],
 )
 def test_motion_is_shown_only_to_those_who_allow_it(make, starter, show):
     frames = f"""new Promise((resolve) => {{

@@ -23,10 +23,18 @@ from mmlab.widgets import Families
 from mmlab.widgets.base import module_source
 from mmlab.widgets.families import LEVELS, MAX_WORDS, SEARCHES, VIEWS
 from mmlab.widgets.strings import STRINGS, strings_for
-from tests.browser import needs_chromium, open_browser
-from tests.widgets.figure_page import ALL_TEXT, CONTRASTS, latin_words, marked, write_page
+from tests.browser import needs_chromium
+from tests.widgets.figure_page import (
+    ALL_TEXT,
+    CONTRASTS,
+    HOSTILE,
+    boards,
+    latin_words,
+    marked,
+    settle,
+    write_page,
+)
 
-HOSTILE = '<img src="x" onerror="window.hacked=1"></script><script>window.hacked=1</script><!--'
 CAPTIONS = ("a red ring", "two small blue stars above a pink heart")
 GRID = 3
 
@@ -173,44 +181,6 @@ def test_every_language_has_the_same_places(language):
 # ---- The browser
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return tmp_path_factory.mktemp("site")
-
-
-@pytest.fixture(scope="module")
-def chromium(site):
-    with open_browser(site) as new_page:
-        yield new_page
-
-
-@pytest.fixture
-def show(chromium, site):
-    """Opens figures on a fresh page; at the end nothing was asked for and nothing went wrong."""
-    opened = []
-
-    def show(*widgets, url=None, **options):
-        path = write_page(site / f"page{next(counter)}.html", *widgets)
-        page, log = chromium(**options)
-        opened.append((page, log))
-        page.goto(url(path) if url else path.name)
-        page.wait_for_function("document.querySelector('.headline')?.textContent")
-        return page
-
-    yield show
-    for page, log in opened:
-        page.context.close()
-        assert log.external == []
-        assert log.errors == []
-
-
-counter = itertools.count()
-
-
-def settle(page):
-    page.evaluate("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
-
-
 def press(page, *keys):
     for key in keys:
         page.keyboard.press(key)
@@ -228,10 +198,6 @@ def text(page, selector):
 
 def value(page, name):
     return float(page.locator(f"td[data-name='{name}']").get_attribute("data-value"))
-
-
-def boards(page):
-    return page.locator("canvas[role=application]").all()
 
 
 def picture_of(page, index):

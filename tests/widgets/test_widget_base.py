@@ -15,7 +15,14 @@ from mmlab.widgets import PatchSplitter, TokenCalculator
 from mmlab.widgets.base import module_source, to_script_json
 from mmlab.widgets.strings import STRINGS, strings_for
 
-FIGURES = ("patch_splitter", "token_calculator", "similarity_matrix", "loss_laboratory")
+FIGURES = (
+    "loss_laboratory",
+    "masking",
+    "patch_splitter",
+    "similarity_matrix",
+    "token_calculator",
+    "transport_alignment",
+)
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
