@@ -1,4 +1,4 @@
-"""Every claim of the notes about ViT is answered once, and every link in the answers holds."""
+"""Every claim of the notes about a system is answered once, and every link in the answers holds."""
 
 import json
 import re
@@ -8,13 +8,40 @@ import pytest
 from tests.book.pages import ROOT
 
 BOOK = ROOT / "book"
-CLAIMS = [f"VIT-{number:02}" for number in range(1, 35)]
 VERDICTS = ("true", "imprecise", "wrong")
+
+
+def numbered(topic: str, last: int) -> list[str]:
+    return [f"{topic}-{number:02}" for number in range(1, last + 1)]
+
+
+# The page that answers → the claims of the ledger that it answers.
+CLAIMS = {
+    "vit_lab.ipynb": numbered("VIT", 34),
+    "clip_lab.ipynb": [*numbered("CLP", 21), "DST-18", "DST-19", "VMO-03", "VMO-06"],
+    "flip_lab.ipynb": numbered("FLP", 21),
+}
+# The page → how many are true, imprecise and wrong, and how the errata say it.
+COUNTS = {
+    "vit_lab.ipynb": (
+        (23, 10, 1),
+        "Of 34 statements about ViT and inductive bias, 23 are true, "
+        "10 imprecise and one is wrong.",
+    ),
+    "clip_lab.ipynb": (
+        (21, 4, 0),
+        "Of 25 statements about CLIP and retrieval, 21 are true and four imprecise.",
+    ),
+    "flip_lab.ipynb": (
+        (14, 4, 3),
+        "Of 21 statements about FLIP and MAE, 14 are true, four imprecise and three wrong.",
+    ),
+}
 # - **VIT-01** {verdict}`wrong` *What the notes say.*\
 #   What is so, and where it is shown.
 ANSWER = re.compile(r"^- \*\*(\w+-\d+)\*\* \{verdict\}`(.+?)` \*(.+)\*\\\n  (.+)$", re.MULTILINE)
 ERRATUM = re.compile(
-    r"^\((?P<label>erratum-vit-\d+)\)=\n:::\{erratum\} (?P<claim>VIT-\d+)\n"
+    r"^\((?P<label>erratum-[a-z]+-\d+)\)=\n:::\{erratum\} (?P<claim>[A-Z]+-\d+)\n"
     r":verdict: (?P<verdict>\w+)\n(?P<body>.*?)^:::$",
     re.MULTILINE | re.DOTALL,
 )
@@ -39,49 +66,52 @@ def anchors(name: str) -> set[str]:
     return slugs | set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.MULTILINE))
 
 
-def answers() -> list[tuple[str, str, str, str]]:
-    """The items of the chapter's list: claim, verdict, what the notes say, what is so."""
-    _, _, section = markdown("vit_lab.ipynb").partition("\n## What the notes say\n")
+def answers(page: str) -> list[tuple[str, str, str, str]]:
+    """The items of a page's list: claim, verdict, what the notes say, what is so."""
+    _, _, section = markdown(page).partition("\n## What the notes say\n")
     return ANSWER.findall(section.partition("\n## ")[0])
 
 
-def errata() -> dict[str, re.Match]:
-    """Claim → its box on the page of errata."""
-    return {match["claim"]: match for match in ERRATUM.finditer(markdown("errata.md"))}
+def errata(claims: list[str]) -> dict[str, re.Match]:
+    """Claim → its box on the page of errata, of those among ``claims``."""
+    boxes = ERRATUM.finditer(markdown("errata.md"))
+    return {match["claim"]: match for match in boxes if match["claim"] in claims}
 
 
-def test_every_claim_is_answered_once():
-    assert sorted(claim for claim, *_rest in answers()) == CLAIMS
+@pytest.mark.parametrize("page", CLAIMS)
+def test_every_claim_is_answered_once(page):
+    assert sorted(claim for claim, *_rest in answers(page)) == CLAIMS[page]
 
 
-def test_an_answer_has_a_verdict_and_a_place():
-    for claim, verdict, said, answer in answers():
+@pytest.mark.parametrize("page", CLAIMS)
+def test_an_answer_has_a_verdict_and_a_place(page):
+    for claim, verdict, said, answer in answers(page):
         assert verdict in VERDICTS, claim
         assert len(said.split()) > 2, claim
         shown = LINK.search(answer) or CITATION.search(answer)
         assert shown, f"{claim} shows nothing and cites nobody"
 
 
-def test_what_is_not_true_is_among_the_errata():
+@pytest.mark.parametrize("page", CLAIMS)
+def test_what_is_not_true_is_among_the_errata(page):
     """With the same verdict, and a link back to the page that shows it."""
-    not_true = {claim: verdict for claim, verdict, _, _ in answers() if verdict != "true"}
-    assert {claim: box["verdict"] for claim, box in errata().items()} == not_true
-    for claim, box in errata().items():
+    not_true = {claim: verdict for claim, verdict, _, _ in answers(page) if verdict != "true"}
+    boxes = errata(CLAIMS[page])
+    assert {claim: box["verdict"] for claim, box in boxes.items()} == not_true
+    for claim, box in boxes.items():
         assert box["label"] == f"erratum-{claim.lower()}"
-        assert "](vit_lab.ipynb#" in box["body"], f"{claim} does not say where it is shown"
+        assert f"]({page}#" in box["body"], f"{claim} does not say where it is shown"
 
 
-def test_the_counts_of_the_errata_are_those_of_the_list():
-    words = [verdict for _, verdict, _, _ in answers()]
-    counts = {word: words.count(word) for word in VERDICTS}
-    assert counts == {"true": 23, "imprecise": 10, "wrong": 1}
-    said = (
-        "Of 34 statements about ViT and inductive bias, 23 are true, 10 imprecise and one is wrong."
-    )
+@pytest.mark.parametrize("page", CLAIMS)
+def test_the_counts_of_the_errata_are_those_of_the_list(page):
+    words = [verdict for _, verdict, _, _ in answers(page)]
+    counts, said = COUNTS[page]
+    assert tuple(words.count(word) for word in VERDICTS) == counts
     assert said in markdown("errata.md")
 
 
-@pytest.mark.parametrize("page", ["vit.ipynb", "vit_lab.ipynb", "errata.md"])
+@pytest.mark.parametrize("page", ["vit.ipynb", "clip.ipynb", *CLAIMS, "errata.md"])
 def test_every_anchor_exists(page):
     links = LINK.findall(markdown(page))
     missing = [
@@ -93,6 +123,8 @@ def test_every_anchor_exists(page):
 
 
 def test_there_are_links_to_check():
-    assert len(LINK.findall(markdown("vit_lab.ipynb"))) > 30
+    for page in CLAIMS:
+        assert len(LINK.findall(markdown(page))) > 20
     assert "step-1-cut" in anchors("vit.ipynb")
     assert "erratum-vit-01" in anchors("errata.md")
+    assert errata(CLAIMS["clip_lab.ipynb"])
