@@ -789,7 +789,6 @@ STRINGS["en"]["transport_alignment"] = {
         "Lines of the distance against the number of iterations. At {iterations}: IPOT {ipot}, "
         "Sinkhorn {sinkhorn}."
     ),
-    "distance": "Distance",
     "distance_matched": "Distance, its own caption",
     "distance_other": "Distance, another's caption",
     "loss": "Loss of these pairs",
