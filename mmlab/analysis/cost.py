@@ -116,7 +116,7 @@ def clip_text_macs(config: CLIPConfig, num_tokens: int | None = None) -> int:
     return blocks + config.text_dim * config.embed_dim
 
 
-def flip_image_macs(config: FLIPConfig, mask_ratio: float = 0.0) -> int:
+def flip_image_macs(config: FLIPConfig, mask_ratio: float | int = 0.0) -> int:
     """MACs of one image through a ``FLIP`` that drops ``mask_ratio`` of its patches.
 
     The patch embedding comes before the dropping and is paid in full. ValueError as in
@@ -132,13 +132,13 @@ def flip_text_macs(config: FLIPConfig) -> int:
     return config.text_depth * block + config.text_dim * config.embed_dim
 
 
-def mae_encoder_macs(config: MAEConfig, mask_ratio: float | None = None) -> int:
+def mae_encoder_macs(config: MAEConfig, mask_ratio: float | int | None = None) -> int:
     """MACs of one image through an MAE's encoder; ``mask_ratio`` is the configuration's if None."""
     ratio = config.mask_ratio if mask_ratio is None else mask_ratio
     return _masked_encoder_macs(config.encoder, ratio)
 
 
-def mae_decoder_macs(config: MAEConfig, mask_ratio: float | None = None) -> int:
+def mae_decoder_macs(config: MAEConfig, mask_ratio: float | int | None = None) -> int:
     """MACs of its decoder, which works on all places whatever the encoder saw."""
     ratio = config.mask_ratio if mask_ratio is None else mask_ratio
     num_patches, dim = config.encoder.num_patches, config.decoder_dim
@@ -147,7 +147,7 @@ def mae_decoder_macs(config: MAEConfig, mask_ratio: float | None = None) -> int:
     return embedding + blocks + num_patches * dim * config.patch_values
 
 
-def _masked_encoder_macs(config: ViTConfig, mask_ratio: float) -> int:
+def _masked_encoder_macs(config: ViTConfig, mask_ratio: float | int) -> int:
     """A ViT without a head on the class token and the patches that stay."""
     num_tokens = num_kept(config.num_patches, mask_ratio) + 1
     return _stem_macs(config) + config.depth * block_macs(num_tokens, config.dim, config.mlp_dim)

@@ -30,7 +30,7 @@ class PatchMask(NamedTuple):
     restore: Int64[Tensor, "batch patches"]
 
 
-def num_kept(num_patches: int, mask_ratio: float) -> int:
+def num_kept(num_patches: int, mask_ratio: float | int) -> int:
     """How many of ``num_patches`` stay: ``N (1 - ratio)``, cut to a whole number as in MAE's code.
 
     ValueError if the ratio is outside [0, 1) or leaves nothing.

@@ -50,14 +50,14 @@ def test_a_step_has_the_flops_pytorch_counts():
     torch.manual_seed(0)
     model = CLIPPretraining(CLIP(config))
     images = torch.randn(batch_size, 3, 48, 48)
-    ids = torch.randint(4, 4096, (batch_size, 32))
+    ids = torch.randint(4, 4096, (batch_size, config.context_length))
     ids[:, -1] = 3
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         losses = model.losses({"images": images, "input_ids": ids})
         forward = counter.get_total_flops()
         sum(losses.values()).backward()
     assert forward == 2 * batch_size * cost.forward_macs_per_pair
-    pixels = 2 * batch_size * 36 * 3 * 8**2 * config.dim
+    pixels = 2 * batch_size * 3 * config.image_size**2 * config.dim
     assert counter.get_total_flops() == cost.flops - pixels
 
 
