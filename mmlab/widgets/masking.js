@@ -217,6 +217,12 @@ function createTable(t) {
   return { node, caption, show };
 }
 
+function learnedRow(learned, t) {
+  if (!learned.length) return [];
+  const chips = h("div", { class: "chips" }, learned.map(({ node }) => node));
+  return [h("div", { class: "learned" }, h("p", { class: "quiet" }, t("learned")), chips)];
+}
+
 function assemble(figure, controls, parts) {
   const { t } = figure;
   const heading = (key) => h("p", { class: "heading" }, t(key));
@@ -227,7 +233,7 @@ function assemble(figure, controls, parts) {
     controls.word.node,
     h("div", { class: "ways" }, parts.ways.map(({ node }) => node)),
     h("ul", { class: "key" }, ["mask", "encoded", "hole", "chosen"].map((name) => h("li", {}, h("i", { class: name }), t("key_" + name)))),
-    controls.learned.length ? h("div", { class: "learned" }, h("p", { class: "quiet" }, t("learned")), h("div", { class: "chips" }, controls.learned.map(({ node }) => node))) : null,
+    ...learnedRow(controls.learned, t),
     h("hr"),
     heading("cost"),
     h("div", { class: "controls" }, controls.measure.node),

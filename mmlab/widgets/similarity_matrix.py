@@ -56,7 +56,7 @@ def _check_features(name: str, features: Tensor, rows: int, dim: int) -> None:
 
 
 def _learned_scale(logit_scale: Tensor | float) -> float:
-    scale = math.exp(float(logit_scale))
+    scale = math.exp(torch.as_tensor(logit_scale).item())
     low, high = SCALE_RANGE
     # The rounding of a half-precision ln 100 is no reason to refuse a released model.
     if not 0.99 * low <= scale <= 1.01 * high:

@@ -318,7 +318,7 @@ function createParts(figure) {
     readout: h("p", { class: "readout", "aria-live": "polite" }),
     cost: h("canvas", { role: "img" }),
     plan: h("canvas", { role: "img" }),
-    chart: h("canvas", { role: "img" }),
+    chart: h("canvas", { role: "img", "aria-label": t("converges") }), // figures come with the drawing
     values,
     facts: h("dl", {}, rows.map((key) => [h("dt", {}, t(key)), values[key]])),
     cards: h("div", { class: "cards" }),

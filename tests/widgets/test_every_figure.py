@@ -214,6 +214,12 @@ def test_axe_finds_nothing(make, theme, show):
 
 
 @every_figure
+def test_nothing_is_shown_that_is_not_there(make, show):
+    words = {word for text in show(make()).evaluate(ALL_TEXT) for word in text.split()}
+    assert not {"null", "undefined", "NaN"} & words
+
+
+@every_figure
 def test_every_word_can_be_translated(make, show):
     figure = make()
     figure.strings = marked(figure.strings)
