@@ -21,7 +21,8 @@ MEGABYTE = 2**20
 # Pictures a screen reader would meet without a name. Hidden ones and icons of named buttons are
 # not met; a figure's own text stands for the picture in it.
 UNNAMED = """() => [...document.querySelectorAll("img, svg, canvas")].filter((e) => {
-  if (e.closest('[aria-hidden="true"]')) return false;
+  // What no one sees or hears, such as a figure's empty board, needs no name.
+  if (e.closest('[aria-hidden="true"], .hidden')) return false;
   const labels = (e.getAttribute("aria-labelledby") || "").split(" ");
   const owner = e.closest("a, button, summary");
   return !(
