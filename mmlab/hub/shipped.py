@@ -26,7 +26,7 @@ def mini_checkpoint(name: str) -> Path:
     if name not in shipped:
         # A high bar: 'vit-mini' is no misspelling of 'clip-mini'.
         near = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(shipped) or 'none'}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(shipped) or 'none'}"
         raise CheckpointError(f"mmlab comes with no trained {name!r}; {hint}")
     return shipped[name]
 

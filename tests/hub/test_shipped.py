@@ -19,9 +19,9 @@ def test_vit_mini_is_there():
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(CheckpointError, match=r"no trained 'vit-mni'; did you mean 'vit-mini'\?$"):
         mini_checkpoint("vit-mni")
-    with pytest.raises(CheckpointError, match=r"no trained '../emoji'; there is .*vit-mini"):
+    with pytest.raises(CheckpointError, match=r"no trained '../emoji'; there are .*vit-mini"):
         mini_checkpoint("../emoji")
-    with pytest.raises(CheckpointError, match=r"no trained 'clip-base'; there is .*vit-mini"):
+    with pytest.raises(CheckpointError, match=r"no trained 'clip-base'; there are .*vit-mini"):
         mini_checkpoint("clip-base")
 
 
