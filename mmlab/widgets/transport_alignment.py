@@ -311,7 +311,13 @@ class TransportAlignment(Widget):
             axes.set_xticks([])
             axes.set_yticks(range(len(self.words)))
             axes.set_yticklabels([f"{i + 1}" for i in range(len(self.words))], fontsize=7)
-        figure.suptitle(f"{self.strings['distance']}: {self.distance():.4f}", fontsize=9)
+        lead = self.strings["lead"].replace("*", "")
+        told = lead.format(
+            iterations=self.iterations,
+            method=self.strings[f"method_{self.method}"],
+            distance=f"{self.distance():.4f}",
+        )
+        figure.suptitle(told, fontsize=9)
         return figure
 
 
