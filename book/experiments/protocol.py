@@ -136,6 +136,32 @@ def verdict(confirmed: bool, undecided: bool = False) -> str:
     )
 
 
+def points(about: Interval) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    return (
+        f"{100 * about.mean:+.1f} points "
+        f"[{100 * about.low:+.1f}, {100 * about.high:+.1f}]"
+    )
+
+
+def above_zero(
+    claims: tuple[str, ...],
+    statement: str,
+    values: Sequence[float],
+    what: str,
+) -> Finding:
+    """The commonest rule: confirmed if the interval of the shares in ``values`` lies above zero."""
+    estimate = interval(values)
+    return Finding(
+        claims,
+        statement,
+        "Confirmed: the interval lies above zero. Refuted: below zero.",
+        verdict(estimate.low > 0, undecided=estimate.holds_zero),
+        f"{what}: {points(estimate)}.",
+        estimate,
+    )
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One row of the book's catalogue of demonstrations.

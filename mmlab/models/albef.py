@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
+from mmlab.models.checks import (
+    check,
+    check_choice,
+    check_heads,
+    check_integers,
+    check_multiple,
+    check_positive,
+    check_rates,
+)
 from mmlab.models.vit import ViT, ViTConfig
 from mmlab.nn import (
     ACTIVATIONS,
@@ -33,6 +41,7 @@ from mmlab.nn import (
     init_bert,
     padding_mask,
     run_blocks,
+    shared_checkpointing,
 )
 from mmlab.objectives.contrastive import (
     gather_with_gradient,
@@ -112,20 +121,10 @@ class ALBEFConfig:
         check_choice(self, "activation", tuple(ACTIVATIONS))
         check_positive(self, "norm_eps", "text_norm_eps", "temperature")
         check_rates(self, "dropout")
-        multiple = f"a multiple of patch_size={self.patch_size}"
-        check(self.image_size % self.patch_size == 0, "image_size", self.image_size, multiple)
-        for width, heads in (("dim", "num_heads"), ("text_dim", "text_num_heads")):
-            value, number = getattr(self, width), getattr(self, heads)
-            check(value % number == 0, width, value, f"a multiple of {heads}={number}")
-        self._check_heads()
-
-    def _check_heads(self) -> None:
-        known = isinstance(self.heads, tuple) and set(self.heads) <= set(HEADS)
-        check(known, "heads", self.heads, "a tuple of some of " + ", ".join(map(repr, HEADS)))
-        check(len(set(self.heads)) == len(self.heads), "heads", self.heads, "free of repetitions")
-        classes = "classes" in self.heads
-        allowed = "at least 1 with a 'classes' head" if classes else "0 without a 'classes' head"
-        check((self.num_classes > 0) == classes, "num_classes", self.num_classes, allowed)
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "dim", "num_heads")
+        check_multiple(self, "text_dim", "text_num_heads")
+        check_heads(self, HEADS, classifier="classes")
 
     @property
     def grid(self) -> Grid:
@@ -182,15 +181,7 @@ class ALBEF(nn.Module):
         self.text_encoder = FusionBert(config)
         self.heads = nn.ModuleDict({name: _HEADS[name](config) for name in config.heads})
 
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether the blocks of both encoders are computed again during the backward pass."""
-        return self.text_encoder.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, wanted: bool) -> None:
-        self.image_encoder.activation_checkpointing = wanted
-        self.text_encoder.activation_checkpointing = wanted
+    activation_checkpointing = shared_checkpointing("image_encoder", "text_encoder")
 
     def forward(
         self,

@@ -39,3 +39,20 @@ def check_choice(config: object, name: str, choices: Collection[str]) -> None:
     """The named field is one of ``choices``."""
     value = getattr(config, name)
     check(value in choices, name, value, "one of " + ", ".join(map(repr, choices)))
+
+
+def check_multiple(config: object, name: str, unit: str) -> None:
+    """The field ``name`` is a multiple of the field ``unit``."""
+    value, step = getattr(config, name), getattr(config, unit)
+    check(value % step == 0, name, value, f"a multiple of {unit}={step}")
+
+
+def check_heads(config: object, known: Collection[str], classifier: str) -> None:
+    """``heads`` are some of ``known``; the head ``classifier`` wants ``num_classes``."""
+    heads = config.heads
+    right = isinstance(heads, tuple) and set(heads) <= set(known)
+    check(right, "heads", heads, "a tuple of some of " + ", ".join(map(repr, known)))
+    check(len(set(heads)) == len(heads), "heads", heads, "free of repetitions")
+    wanted = classifier in heads
+    allowed = f"at least 1 with the head {classifier!r}" if wanted else f"0 without {classifier!r}"
+    check((config.num_classes > 0) == wanted, "num_classes", config.num_classes, allowed)

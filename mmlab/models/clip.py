@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_positive
+from mmlab.models.checks import check, check_choice, check_integers, check_multiple, check_positive
 from mmlab.models.clip_resnet import CLIPResNet
 from mmlab.nn import (
     ACTIVATIONS,
@@ -28,6 +28,7 @@ from mmlab.nn import (
     init_joint_projections,
     interpolate_positions,
     run_blocks,
+    shared_checkpointing,
 )
 from mmlab.objectives.contrastive import INITIAL_SCALE, MAX_SCALE, contrastive_loss
 
@@ -82,16 +83,12 @@ class CLIPConfig:
             check_integers(self, "end_id", minimum=0)
             below = f"below vocab_size={self.vocab_size}"
             check(self.end_id < self.vocab_size, "end_id", self.end_id, below)
-        fits = self.text_dim % self.text_num_heads == 0
-        multiple = f"a multiple of text_num_heads={self.text_num_heads}"
-        check(fits, "text_dim", self.text_dim, multiple)
+        check_multiple(self, "text_dim", "text_num_heads")
         self._check_resnet() if self.stages else self._check_transformer()
 
     def _check_transformer(self) -> None:
-        multiple = f"a multiple of patch_size={self.patch_size}"
-        check(self.image_size % self.patch_size == 0, "image_size", self.image_size, multiple)
-        multiple = f"a multiple of num_heads={self.num_heads}"
-        check(self.dim % self.num_heads == 0, "dim", self.dim, multiple)
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "dim", "num_heads")
         if self.stem == "conv":
             conv_stem_widths(self.patch_size, self.dim)
 
@@ -130,15 +127,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         _init_clip(self)
 
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether the blocks of both encoders are computed again during the backward pass."""
-        return self.text_encoder.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, wanted: bool) -> None:
-        self.image_encoder.activation_checkpointing = wanted
-        self.text_encoder.activation_checkpointing = wanted
+    activation_checkpointing = shared_checkpointing("image_encoder", "text_encoder")
 
     def forward(
         self,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_rates
+from mmlab.models.checks import check, check_choice, check_integers, check_multiple, check_rates
 from mmlab.models.vit import ViT, ViTConfig
 from mmlab.nn import (
     TransformerBlock,
@@ -23,6 +23,7 @@ from mmlab.nn import (
     num_kept,
     random_masking,
     run_blocks,
+    shared_checkpointing,
 )
 from mmlab.objectives.contrastive import INITIAL_SCALE, MAX_SCALE, contrastive_loss
 
@@ -70,9 +71,7 @@ class FLIPConfig:
         check_integers(self, "vocab_size", "context_length", "embed_dim")
         check_integers(self, "text_dim", "text_depth", "text_num_heads", "text_mlp_dim")
         check_integers(self, "pad_id", minimum=0)
-        fits = self.text_dim % self.text_num_heads == 0
-        multiple = f"a multiple of text_num_heads={self.text_num_heads}"
-        check(fits, "text_dim", self.text_dim, multiple)
+        check_multiple(self, "text_dim", "text_num_heads")
         check(self.pad_id < self.vocab_size, "pad_id", self.pad_id, f"below {self.vocab_size}")
         check_choice(self, "text_mask", TEXT_MASKS)
         check_rates(self, "mask_ratio", "text_mask_ratio")
@@ -116,15 +115,7 @@ class FLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         _init_flip(self)
 
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether the blocks of both towers are computed again during the backward pass."""
-        return self.image_encoder.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, wanted: bool) -> None:
-        self.image_encoder.activation_checkpointing = wanted
-        self.text_encoder.activation_checkpointing = wanted
+    activation_checkpointing = shared_checkpointing("image_encoder", "text_encoder")
 
     def forward(
         self,

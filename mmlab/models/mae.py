@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_integers, check_rates
+from mmlab.models.checks import check, check_integers, check_multiple, check_rates
 from mmlab.models.vit import ViT, ViTConfig
 from mmlab.nn import (
     PatchMask,
@@ -24,6 +24,7 @@ from mmlab.nn import (
     random_masking,
     restore_patches,
     run_blocks,
+    shared_checkpointing,
     sincos_positions,
 )
 
@@ -60,9 +61,7 @@ class MAEConfig:
 
     def __post_init__(self) -> None:
         check_integers(self, "decoder_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_dim")
-        fits = self.decoder_dim % self.decoder_num_heads == 0
-        multiple = f"a multiple of decoder_num_heads={self.decoder_num_heads}"
-        check(fits, "decoder_dim", self.decoder_dim, multiple)
+        check_multiple(self, "decoder_dim", "decoder_num_heads")
         check(self.decoder_dim % 4 == 0, "decoder_dim", self.decoder_dim, "a multiple of 4")
         check_rates(self, "mask_ratio")
         has_variance = self.patch_values > 1 or not self.norm_pix
@@ -109,15 +108,7 @@ class MAE(nn.Module):
         self.decoder = MAEDecoder(config)
         _init_mae(self)
 
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether the blocks of both halves are computed again during the backward pass."""
-        return self.encoder.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, wanted: bool) -> None:
-        self.encoder.activation_checkpointing = wanted
-        self.decoder.activation_checkpointing = wanted
+    activation_checkpointing = shared_checkpointing("encoder", "decoder")
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: PatchMask

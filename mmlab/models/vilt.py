@@ -17,7 +17,15 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
+from mmlab.models.checks import (
+    check,
+    check_choice,
+    check_heads,
+    check_integers,
+    check_multiple,
+    check_positive,
+    check_rates,
+)
 from mmlab.models.vit import ViT
 from mmlab.nn import (
     ACTIVATIONS,
@@ -89,19 +97,9 @@ class ViLTConfig:
         check_choice(self, "activation", tuple(ACTIVATIONS))
         check_positive(self, "norm_eps", "text_norm_eps")
         check_rates(self, "dropout")
-        multiple = f"a multiple of patch_size={self.patch_size}"
-        check(self.image_size % self.patch_size == 0, "image_size", self.image_size, multiple)
-        multiple = f"a multiple of num_heads={self.num_heads}"
-        check(self.dim % self.num_heads == 0, "dim", self.dim, multiple)
-        self._check_heads()
-
-    def _check_heads(self) -> None:
-        known = isinstance(self.heads, tuple) and set(self.heads) <= set(HEADS)
-        check(known, "heads", self.heads, "a tuple of some of " + ", ".join(map(repr, HEADS)))
-        check(len(set(self.heads)) == len(self.heads), "heads", self.heads, "free of repetitions")
-        answers = "answer" in self.heads
-        allowed = "at least 1 with an 'answer' head" if answers else "0 without an 'answer' head"
-        check((self.num_classes > 0) == answers, "num_classes", self.num_classes, allowed)
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "dim", "num_heads")
+        check_heads(self, HEADS, classifier="answer")
 
     @property
     def grid(self) -> Grid:

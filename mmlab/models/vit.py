@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_positive, check_rates
+from mmlab.models.checks import (
+    check,
+    check_choice,
+    check_integers,
+    check_multiple,
+    check_positive,
+    check_rates,
+)
 from mmlab.nn import (
     ACTIVATIONS,
     ConvStem,
@@ -83,11 +90,8 @@ class ViTConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        fits = self.image_size % self.patch_size == 0
-        multiple = f"a multiple of patch_size={self.patch_size}"
-        check(fits, "image_size", self.image_size, multiple)
-        fits = self.dim % self.num_heads == 0
-        check(fits, "dim", self.dim, f"a multiple of num_heads={self.num_heads}")
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "dim", "num_heads")
         if self.stem == "conv":
             conv_stem_widths(self.patch_size, self.dim)
         if self.positions == "sincos2d":

@@ -17,6 +17,7 @@ from mmlab.nn.blocks import (
     QuickGELU,
     TransformerBlock,
     run_blocks,
+    shared_checkpointing,
 )
 from mmlab.nn.masking import (
     PatchMask,
@@ -69,6 +70,7 @@ __all__ = [
     "random_masking",
     "restore_patches",
     "run_blocks",
+    "shared_checkpointing",
     "sincos_positions",
     "unpatchify",
     "update_average",

@@ -124,6 +124,20 @@ def run_blocks(
     return tokens
 
 
+def shared_checkpointing(*parts: str) -> property:
+    """``activation_checkpointing`` of a model: the switch of the named submodules, all at once."""
+
+    def is_on(model: nn.Module) -> bool:
+        """Whether the blocks are computed again during the backward pass."""
+        return getattr(model, parts[0]).activation_checkpointing
+
+    def switch(model: nn.Module, wanted: bool) -> None:
+        for part in parts:
+            getattr(model, part).activation_checkpointing = wanted
+
+    return property(is_on, switch)
+
+
 ContextMask = (
     Bool[Tensor, "#batch #heads #queries #context_tokens"]
     | Float[Tensor, "#batch #heads #queries #context_tokens"]

@@ -1,26 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmlab.analysis import grad_cam, record_attention
-from mmlab.models.albef import ALBEF, ALBEFConfig
+from mmlab.models.albef import ALBEF
+from tests.models.tiny import TINY_ALBEF
 
-TINY = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    dim=20,
-    depth=1,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=1,
-    fusion_depth=2,
-    text_num_heads=2,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
+TINY = replace(TINY_ALBEF, fusion_depth=2, text_num_heads=2)
 LAYER = "text_encoder.blocks.1.cross_attention"
 
 

@@ -9,25 +9,10 @@ from torch import nn
 from mmlab.analysis import count_parameters, record_attention
 from mmlab.hub import create_model
 from mmlab.models import albef
-from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
+from mmlab.models.albef import ALBEF, ALBEFPretraining
+from tests.models.tiny import TINY_ALBEF
 
-TINY = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    dim=20,
-    depth=2,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=2,
-    fusion_depth=2,
-    text_num_heads=3,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
+TINY = replace(TINY_ALBEF, depth=2, text_depth=2, fusion_depth=2)
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 SPECIAL = (PAD, CLS, SEP)
 

@@ -5,32 +5,16 @@ import socket
 import torch
 import torch.distributed as dist
 
-from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
+from mmlab.models.albef import ALBEF, ALBEFPretraining
 from mmlab.models.albef_tasks import ALBEFRetrieval
+from tests.models.tiny import TINY_ALBEF
 
-TINY = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    dim=20,
-    depth=1,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=1,
-    fusion_depth=1,
-    text_num_heads=3,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
 STEPS = 3
 
 
 def module_of(kind):
     torch.manual_seed(0)
-    return kind(ALBEF(TINY), queue_size=16, decay=0.9, mask_id=3).double()
+    return kind(ALBEF(TINY_ALBEF), queue_size=16, decay=0.9, mask_id=3).double()
 
 
 def batch_of(step):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmlab.models.albef import ALBEF, ALBEFConfig
+from mmlab.models.albef import ALBEF
 from mmlab.models.albef_tasks import (
     ALBEFClassification,
     ALBEFQuestionAnswering,
@@ -17,24 +17,9 @@ from mmlab.models.albef_tasks import (
     rank_answers,
 )
 from mmlab.nn.momentum import NO_ID
+from tests.models.tiny import TINY_ALBEF
 
-TINY = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    dim=24,
-    depth=1,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=2,
-    fusion_depth=2,
-    text_num_heads=3,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
+TINY = replace(TINY_ALBEF, dim=24, text_depth=2, fusion_depth=2)
 
 
 def build(seed=0, **changes):

@@ -22,9 +22,11 @@ from mmlab.models.vilt import (
     start_from_vit,
 )
 from mmlab.models.vilt_tasks import (
+    ViLTLessons,
     ViLTQuestionAnswering,
     ViLTReasoning,
     ViLTRetrieval,
+    start_from_vilt,
     vilt_classifier,
     vilt_ranker,
 )
@@ -633,6 +635,97 @@ def test_a_vit_of_another_shape_is_refused(changes):
         start_from_vit(build(), ViT(replace(VIT, **changes)))
 
 
+def test_a_vilt_starts_from_another_with_the_heads_that_fit():
+    old = randomise(build(heads=("words", "match", "answer"), num_classes=3))
+    new = build(seed=1, heads=("match", "answer", "rank"), num_classes=5)
+    fresh = {key: tensor.clone() for key, tensor in new.heads["answer"].state_dict().items()}
+    start_from_vilt(new, old)
+    ids, images = texts()[0], square_images()
+    before, after = old(ids, images), new(ids, images)
+    assert torch.equal(after.pooled, before.pooled)
+    assert torch.equal(new.matching_logits(after), old.matching_logits(before))
+    close(new.rank_scores(after), old.matching_logits(before)[:, 1])
+    # Three answers are not five: the last layer stays fresh, what is of the same shape does not.
+    head = new.heads["answer"]
+    assert torch.equal(head.fc2.weight, fresh["fc2.weight"])
+    assert torch.equal(head.fc1.weight, old.heads["answer"].fc1.weight)
+
+
+@pytest.mark.parametrize("changes", [{"dim": 48}, {"depth": 3}, {"vocab_size": 51}])
+def test_a_vilt_of_another_shape_is_refused(changes):
+    with pytest.raises(ValueError, match="the two ViLTs must have the same shape; they differ in"):
+        start_from_vilt(build(), build(**changes))
+
+
+# All heads at once
+
+
+def lessons_batch():
+    """Everything that the data can tell, for three rows."""
+    pretraining = batch_of(ragged=False, masked_share=torch.tensor(0.5))
+    ids = pretraining["input_ids"]
+    pretraining |= {
+        "masked_ids": ids.clone().index_fill_(1, torch.tensor([1]), 4),
+        "labels": torch.full_like(ids, -100).index_copy_(1, torch.tensor([1]), ids[:, 1:2]),
+        "matched": torch.tensor([True, False, True]),
+        "false_images": square_images(seed=5),
+    }
+    asked, valid = texts(seed=3)
+    answers = {"question_ids": asked, "question_mask": valid, "scores": torch.eye(7)[:3]}
+    ranked = {"text_ids": torch.stack([ids, asked], 1), "text_mask": torch.stack([valid] * 2, 1)}
+    return pretraining | answers | ranked
+
+
+def test_all_heads_learn_side_by_side():
+    heads = ("words", "match", "answer", "rank")
+    model, batch = randomise(build(heads=heads, num_classes=7)), lessons_batch()
+    losses = ViLTLessons(model, mask_id=4).losses(batch)
+    alone = ViLTPretraining(model, mask_id=4).losses(batch)
+    assert torch.equal(losses["masked_words"], 0.5 * alone["masked_words"])
+    assert torch.equal(losses["matching"], alone["matching"])
+    texts_of = {
+        "answers": (ViLTQuestionAnswering, "question_ids", "question_mask"),
+        "ranking": (ViLTRetrieval, "text_ids", "text_mask"),
+    }
+    for name, (module, ids, valid) in texts_of.items():
+        given = {"input_ids": batch[ids], "attention_mask": batch[valid]}
+        given |= {"images": batch["images"]}
+        given |= {"scores": batch["scores"]} if name == "answers" else {}
+        assert torch.equal(losses[name], module(model).losses(given)[name])
+    assert losses.keys() == {*alone, *texts_of}
+
+
+@pytest.mark.parametrize(("heads", "losses"), [("answer", "answers"), ("rank", "ranking")])
+def test_a_single_head_learns_alone(heads, losses):
+    model = build(heads=(heads,), num_classes=7 if heads == "answer" else 0)
+    module = ViLTLessons(model)
+    assert module.losses(lessons_batch()).keys() == {losses}
+    # The network is there once: a checkpoint does not hold it twice.
+    assert {key.split(".")[0] for key in module.state_dict()} == {"network"}
+
+
+def test_without_a_head_there_is_nothing_to_learn():
+    with pytest.raises(ValueError, match="heads must be the heads to train, and not empty"):
+        ViLTLessons(build(heads=()))
+    with pytest.raises(ValueError, match="no 'match' head"):
+        ViLTLessons(build(heads=("words",)), mask_id=4)
+
+
+def test_words_that_the_data_have_masked_stay_as_they_are():
+    """And rows that they have matched; so two processes can share what one would draw."""
+    model, batch = randomise(build()), lessons_batch()
+    torch.manual_seed(0)
+    first = ViLTPretraining(model, mask_id=4).losses(batch)
+    torch.manual_seed(1)
+    assert ViLTPretraining(model, mask_id=4).losses(batch) == first
+    images, (ids, valid) = batch["images"], texts()
+    logits = model.word_logits(model(batch["masked_ids"], images, valid))[:, 1]
+    close(first["masked_words"], F.cross_entropy(logits, ids[:, 1]))
+    shown = torch.stack([images[0], batch["false_images"][1], images[2]])
+    logits = model.matching_logits(model(ids, shown, valid))
+    close(first["matching"], F.cross_entropy(logits, torch.tensor([1, 0, 1])))
+
+
 # Learning
 
 
@@ -807,8 +900,8 @@ def test_cuda_agrees_with_the_cpu():
         ({"num_images": 0}, "num_images must be an integer of at least 1, got 0"),
         ({"heads": ("sound",)}, "heads must be a tuple of some of 'words', .* got"),
         ({"heads": ("words", "words")}, "heads must be free of repetitions"),
-        ({"heads": ("answer",)}, "num_classes must be at least 1 with an 'answer' head, got 0"),
-        ({"num_classes": 3}, "num_classes must be 0 without an 'answer' head, got 3"),
+        ({"heads": ("answer",)}, "num_classes must be at least 1 with the head 'answer', got 0"),
+        ({"num_classes": 3}, "num_classes must be 0 without 'answer', got 3"),
         ({"activation": "silu"}, "activation must be one of"),
         ({"text_norm_eps": 0.0}, "text_norm_eps must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),

@@ -1,5 +1,6 @@
 """ALBEF and MoCo against figures recorded from the official code, ALBEF's trunks against BLIP's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mmlab.hub import load_pretraining, pretraining_state
 from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
 from mmlab.nn import FeatureQueue, update_average
 from mmlab.objectives.contrastive import moco_logits
+from tests.models.tiny import TINY_ALBEF
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ALBEF_FILE = load_file(GOLDEN / "albef.safetensors")
@@ -161,23 +163,7 @@ def test_four_steps_of_moco_equal_the_official_ones():
         assert not theirs["labels"].any()
 
 
-TINY = ALBEFConfig(
-    image_size=24,
-    patch_size=8,
-    dim=20,
-    depth=2,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=2,
-    fusion_depth=3,
-    text_num_heads=3,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
+TINY = replace(TINY_ALBEF, image_size=24, depth=2, text_depth=2, fusion_depth=3)
 
 
 def randomised(model, seed=0):

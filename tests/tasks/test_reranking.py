@@ -1,27 +1,11 @@
 import pytest
 import torch
 
-from mmlab.models.albef import ALBEF, ALBEFConfig
+from mmlab.models.albef import ALBEF
+from mmlab.models.blip import BLIP
 from mmlab.tasks.reranking import NO_CANDIDATE, rerank, reranked_retrieval, reranked_scores
 from mmlab.tasks.retrieval import ranks_of_scores
-
-TINY = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    dim=20,
-    depth=1,
-    num_heads=2,
-    mlp_dim=40,
-    vocab_size=50,
-    context_length=12,
-    text_dim=24,
-    text_depth=1,
-    fusion_depth=1,
-    text_num_heads=3,
-    text_mlp_dim=36,
-    embed_dim=8,
-    dropout=0.0,
-)
+from tests.models.tiny import TINY_ALBEF, TINY_BLIP
 
 
 def test_the_candidates_are_scored_and_no_other():
@@ -44,9 +28,13 @@ def test_the_candidates_are_scored_and_no_other():
         rerank(similarity, 0, score)
 
 
-def test_scores_are_the_matching_heads():
+@pytest.mark.parametrize(
+    ("kind", "config", "weight"), [(ALBEF, TINY_ALBEF, 0.0), (BLIP, TINY_BLIP, 1.0)]
+)
+def test_scores_are_the_matching_heads(kind, config, weight):
+    """BLIP adds the cosine."""
     torch.manual_seed(0)
-    model = ALBEF(TINY).eval()
+    model = kind(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     images = torch.randn(4, 3, 16, 16)
@@ -61,10 +49,11 @@ def test_scores_are_the_matching_heads():
         assert (table.gather(1, best) > NO_CANDIDATE).all()
     for image in range(4):
         for text in range(5):
-            logits = model.matching_logits(model(ids[[text]], images[[image]]).fused)
+            _, fused, _ = model(ids[[text]], images[[image]])
+            expected = model.matching_logits(fused)[0, 1] + weight * cosines[image, text]
             for found in (to_texts[image, text], to_images[text, image]):
                 if found > NO_CANDIDATE:
-                    torch.testing.assert_close(found, logits[0, 1], rtol=0, atol=1e-5)
+                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     image_ids, text_ids = torch.arange(4), torch.tensor([0, 1, 2, 3, 3])
     result = reranked_retrieval(model, images, ids, image_ids, text_ids, k=5)
     to_texts, _ = reranked_scores(model, images, ids, k=5)

@@ -1,0 +1,39 @@
+"""Networks small enough to build in every test."""
+
+from mmlab.models.albef import ALBEFConfig
+from mmlab.models.blip import BLIPConfig
+
+TINY_ALBEF = ALBEFConfig(
+    image_size=16,
+    patch_size=8,
+    dim=20,
+    depth=1,
+    num_heads=2,
+    mlp_dim=40,
+    vocab_size=50,
+    context_length=12,
+    text_dim=24,
+    text_depth=1,
+    fusion_depth=1,
+    text_num_heads=3,
+    text_mlp_dim=36,
+    embed_dim=8,
+    dropout=0.0,
+)
+
+TINY_BLIP = BLIPConfig(
+    image_size=16,
+    patch_size=8,
+    dim=20,
+    depth=1,
+    num_heads=2,
+    mlp_dim=40,
+    vocab_size=50,
+    context_length=12,
+    text_dim=24,
+    text_depth=2,
+    text_num_heads=3,
+    text_mlp_dim=36,
+    embed_dim=8,
+    dropout=0.0,
+)
