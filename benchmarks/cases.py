@@ -150,6 +150,7 @@ CASES = [
     vilt_case("vilt-b-32", vilt.VILT_B_32, batch_size=64),
     vit_case("vit-mini", vit.VIT_MINI, mini=True),
     clip_case("clip-mini", clip.CLIP_MINI, mini=True),
+    clip_case("clip-vit-mini", clip.CLIP_VIT_MINI, mini=True),
     mae_case("mae-mini", mae.MAE_MINI, mini=True),
     flip_case("flip-mini", flip.FLIP_MINI, 0.5, mini=True),
     vilt_case("vilt-mini", vilt.VILT_MINI, mini=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmlab.analysis.cost import block_macs, vit_macs
+from mmlab.analysis.cost import block_macs, cross_attention_macs, vit_macs
 from mmlab.models.albef import ALBEFConfig
 
 
@@ -18,14 +18,8 @@ def albef_text_macs(config: ALBEFConfig, num_tokens: int) -> int:
 
 
 def albef_fusion_macs(config: ALBEFConfig, num_tokens: int) -> int:
-    """MACs of one pair through the fusion blocks: those of a text block and the cross-attention.
-
-    The latter has two projections on the text's side, two on the image's, and the attention.
-    """
-    image_tokens, width = config.vit.num_tokens, config.text_dim
-    text_side = 2 * num_tokens * width**2
-    image_side = 2 * image_tokens * config.dim * width
-    attention = 2 * num_tokens * image_tokens * width
+    """MACs of one pair through the fusion blocks: those of a text block and the cross-attention."""
+    width = config.text_dim
+    look = cross_attention_macs(num_tokens, config.vit.num_tokens, width, config.dim)
     own = block_macs(num_tokens, width, config.text_mlp_dim)
-    blocks = config.num_images * config.fusion_depth
-    return blocks * (own + text_side + image_side + attention)
+    return config.num_images * config.fusion_depth * (own + look)

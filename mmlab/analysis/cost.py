@@ -69,6 +69,16 @@ def block_macs(num_tokens: int, dim: int, mlp_dim: int) -> int:
     return projections + attention + mlp
 
 
+def cross_attention_macs(num_tokens: int, context_tokens: int, dim: int, context_dim: int) -> int:
+    """MACs of ``num_tokens`` queries that look at ``context_tokens`` of another sequence.
+
+    Two projections are on the side of the queries, two on that of the context.
+    """
+    own = 2 * num_tokens * dim**2
+    theirs = 2 * context_tokens * context_dim * dim
+    return own + theirs + 2 * num_tokens * context_tokens * dim
+
+
 def block_activations(num_tokens: int, dim: int, num_heads: int, mlp_dim: int) -> int:
     """Numbers that a pre-norm block keeps for its backward pass: ``T (8 D + 2 M + H + 4)``.
 

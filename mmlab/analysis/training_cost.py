@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlab.analysis.albef_cost import albef_fusion_macs, albef_image_macs, albef_text_macs
+from mmlab.analysis.blip_cost import (
+    blip_grounded_macs,
+    blip_image_macs,
+    blip_text_macs,
+    blip_words_macs,
+)
 from mmlab.analysis.cost import clip_image_macs, clip_text_macs
-from mmlab.models import albef, clip
+from mmlab.models import albef, blip, clip
 from mmlab.models.albef import ALBEFConfig
+from mmlab.models.blip import BLIPConfig
 from mmlab.models.checks import check, check_integers, check_positive
 from mmlab.models.clip import CLIPConfig
 
@@ -103,34 +110,21 @@ class TrainingCost:
 
 
 @dataclass(frozen=True)
-class ALBEFTrainingCost(TrainingCost):
-    """A run of ALBEF's pre-training; see ``TrainingCost``.
+class TwinTrainingCost(TrainingCost):
+    """A run of a network with a momentum twin, which has no backward pass; see ``TrainingCost``.
 
-    A sample goes through the network's trunks and, forwards only, through those of its twin: image
-    encoder once each; text blocks twice, for the text and for the masked text; fusion blocks four
-    times (the true pair, two false ones, the masked text) and once in the twin. Heads other than
-    that for the masked words, and the similarities, are left out.
+    ``online_macs_per_pair`` (all forward passes through the network) and ``momentum_macs_per_pair``
+    (the twin's) are what a system adds. Heads other than that for the words, and the similarities,
+    are left out.
     """
 
-    config: ALBEFConfig
-
     @property
-    def forward_macs_per_pair(self) -> float:
+    def forward_macs_per_pair(self) -> float | int:
         """MACs of the network and of its twin, forwards."""
         return self.online_macs_per_pair + self.momentum_macs_per_pair
 
     @property
-    def online_macs_per_pair(self) -> float:
-        """MACs of all forward passes through the network."""
-        return self._trunks(num_fusions=4)
-
-    @property
-    def momentum_macs_per_pair(self) -> float:
-        """MACs of all passes through the twin, which has no backward pass."""
-        return self._trunks(num_fusions=1)
-
-    @property
-    def flops(self) -> float:
+    def flops(self) -> float | int:
         """FLOPs of the run: two a MAC; the network's backward pass costs two forward passes."""
         return 2 * (3 * self.online_macs_per_pair + self.momentum_macs_per_pair) * self.num_pairs
 
@@ -139,15 +133,68 @@ class ALBEFTrainingCost(TrainingCost):
         """FLOPs of the network's forward passes; the twin's are not repeated."""
         return 2 * self.online_macs_per_pair * self.num_pairs
 
+    @property
+    def num_tokens(self) -> int:
+        """How long captions are."""
+        return self.num_text_tokens or self.config.context_length
+
+
+@dataclass(frozen=True)
+class ALBEFTrainingCost(TwinTrainingCost):
+    """A run of ALBEF's pre-training.
+
+    A sample goes through the network's trunks and, forwards only, through those of its twin: image
+    encoder once each; text blocks twice, for the text and for the masked text; fusion blocks four
+    times (the true pair, two false ones, the masked text) and once in the twin.
+    """
+
+    config: ALBEFConfig
+
+    @property
+    def online_macs_per_pair(self) -> float:
+        """MACs of all forward passes through the network."""
+        return self._trunks(num_fusions=4)
+
+    @property
+    def momentum_macs_per_pair(self) -> float:
+        """MACs of all passes through the twin."""
+        return self._trunks(num_fusions=1)
+
     def _trunks(self, num_fusions: int) -> float:
-        config = self.config
-        tokens = config.context_length if self.num_text_tokens is None else self.num_text_tokens
+        config, tokens = self.config, self.num_tokens
         image, text = albef_image_macs(config), albef_text_macs(config, tokens)
         words = MASKED_SHARE * tokens * config.text_dim * (config.text_dim + config.vocab_size)
         return image + 2 * text + num_fusions * albef_fusion_macs(config, tokens) + words
 
 
-_KINDS = {"clip": (clip, TrainingCost), "albef": (albef, ALBEFTrainingCost)}
+@dataclass(frozen=True)
+class BLIPTrainingCost(TwinTrainingCost):
+    """A run of BLIP's pre-training.
+
+    A sample goes once through the image encoder and once through the text encoder, in the network
+    and, forwards only, in its twin; the network also reads three pairs and writes one caption.
+    """
+
+    config: BLIPConfig
+
+    @property
+    def online_macs_per_pair(self) -> int:
+        """MACs of all forward passes through the network."""
+        grounded = 4 * blip_grounded_macs(self.config, self.num_tokens)
+        words = blip_words_macs(self.config, self.num_tokens)
+        return self.momentum_macs_per_pair + grounded + words
+
+    @property
+    def momentum_macs_per_pair(self) -> int:
+        """MACs of all passes through the twin."""
+        return blip_image_macs(self.config) + blip_text_macs(self.config, self.num_tokens)
+
+
+_KINDS = {
+    "clip": (clip, TrainingCost),
+    "albef": (albef, ALBEFTrainingCost),
+    "blip": (blip, BLIPTrainingCost),
+}
 
 
 def steps_for(num_images: int, epochs: int | float, batch_size: int) -> int:
@@ -168,7 +215,8 @@ def recipe_cost(
 ) -> TrainingCost:
     """The cost of a recipe file on A100s: its ``system``, ``size``, ``steps`` and ``batch_size``.
 
-    ``num_text_tokens`` as in ``TrainingCost``. ValueError if it is no recipe for a CLIP or ALBEF.
+    ``num_text_tokens`` as in ``TrainingCost``. ValueError if it is no recipe for one of those whose
+    cost is known: CLIP, ALBEF and BLIP.
     """
     import yaml
 
@@ -181,8 +229,8 @@ def recipe_cost(
         raise ValueError(f"recipe {os.fspath(path)!r} cannot be read: {error}") from None
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"recipe {os.fspath(path)!r} must name the system clip or albef, one of its sizes, "
-            f"steps and batch_size: {error}"
+            f"recipe {os.fspath(path)!r} must name the system clip, albef or blip, one of its "
+            f"sizes, steps and batch_size: {error}"
         ) from None
     return kind(
         config, steps, batch_size, mfu, num_devices=num_devices, num_text_tokens=num_text_tokens

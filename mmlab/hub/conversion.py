@@ -53,8 +53,9 @@ def from_mmlab(
     table = get_layout(layout)
     sizes = {} if num_heads is None else {"num_heads": num_heads}
     rows = [row.reversed() for row in table.rows]
+    state = {key: t for key, t in as_tensors(state_dict).items() if key not in table.dropped}
     try:
-        theirs = convert(layout, rows, as_tensors(state_dict), **sizes)[0]
+        theirs = convert(layout, rows, state, **sizes)[0]
         return table.with_copies(theirs)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(OWN, state_dict)}") from None
@@ -76,7 +77,8 @@ def to_mmlab_with_sizes(
 def detect_layout(keys: Iterable[str], prefer: Collection[str] = ()) -> str:
     """The layout that knows most of ``keys``, ``"mmlab"`` for our own names.
 
-    Of several that know equally many, one in ``prefer`` is taken. CheckpointError if none knows at
+    Of several that know equally many, one in ``prefer`` is taken, then that of whose needed keys
+    most are there. CheckpointError if none knows at
     least half of them.
     """
     keys = list(keys)
@@ -108,9 +110,13 @@ def _hint(asked: str, keys: Iterable[str]) -> str:
 def _best_layout(keys: list[str], prefer: Collection[str] = ()) -> tuple[str, float]:
     """The layout that has a row for the largest share of ``keys``, and that share."""
     own = sum(bool(_OWN_KEYS.fullmatch(key)) for key in keys) / max(1, len(keys))
-    shares = {name: table.share_of_known(keys) for name, table in LAYOUTS.items()} | {OWN: own}
-    best = max(shares, key=lambda name: (shares[name], name in prefer))
-    return best, shares[best]
+    ranks = {
+        name: (table.share_of_known(keys), name in prefer, table.share_of_needed(keys))
+        for name, table in LAYOUTS.items()
+    }
+    ranks[OWN] = (own, False, 0.0)
+    best = max(ranks, key=ranks.__getitem__)
+    return best, ranks[best][0]
 
 
 def _other_model(keys: list[str]) -> str:

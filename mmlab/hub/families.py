@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from mmlab.models import albef, clip, flip, mae, vilt, vit
+from mmlab.models import albef, blip, clip, flip, mae, vilt, vit
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ FAMILIES = {
             "clip-rn50x16": clip.CLIP_RN50X16,
             "clip-rn50x64": clip.CLIP_RN50X64,
             "clip-mini": clip.CLIP_MINI,
+            "clip-vit-mini": clip.CLIP_VIT_MINI,
         },
         layouts="clip-*",
         positions={
@@ -127,6 +128,25 @@ FAMILIES = {
         layouts="albef*",
         positions={"image_encoder.position_embedding": 1},
         behaviour=("norm_eps", "text_norm_eps", "activation"),
+    ),
+    "blip": Family(
+        network=blip.BLIP,
+        sizes={
+            "blip-b-16": blip.BLIP_B_16,
+            "blip-b-16-retrieval": blip.BLIP_B_16_RETRIEVAL,
+            "blip-b-16-captioning": blip.BLIP_B_16_CAPTIONING,
+            "blip-b-16-vqa": blip.BLIP_B_16_VQA,
+            "blip-b-16-nlvr2": blip.BLIP_B_16_NLVR2,
+            "blip-l-16": blip.BLIP_L_16,
+            "blip-l-16-retrieval": blip.BLIP_L_16_RETRIEVAL,
+            "blip-l-16-captioning": blip.BLIP_L_16_CAPTIONING,
+            "blip-l-16-vqa": blip.BLIP_L_16_VQA,
+            "blip-mini": blip.BLIP_MINI,
+        },
+        layouts="blip*",
+        positions={"image_encoder.position_embedding": 1},
+        # transformers keeps no temperature.
+        behaviour=("norm_eps", "text_norm_eps", "activation", "temperature"),
     ),
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmlab.hub.conversion import OWN, detect_layout, get_layout, layouts, to_mmlab
 from mmlab.hub.families import FAMILIES, MODELS, Family, family_of
 from mmlab.hub.files import CheckpointFile
-from mmlab.hub.mapping import CheckpointError, HFConfig, first_few
+from mmlab.hub.mapping import CheckpointError, HFConfig, check_shared, first_few
 from mmlab.hub.pretraining import network_part
 from mmlab.nn import interpolate_positions
 
@@ -67,6 +67,10 @@ def load_network(
     told = _differences(config, _architecture(family, config, checkpoint))
     if told or key_problems(skeleton.state_dict(), state):
         raise CheckpointError(_explain(name, family, config, told, checkpoint))
+    try:
+        check_shared(skeleton, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source!r}: {error}") from None
     network = family.network(config)
     computed = {key: t for key, t in network.state_dict().items() if state[key].is_meta}
     network.load_state_dict(state | computed)

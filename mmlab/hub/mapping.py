@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 Keys = str | tuple[str, ...]
 StateDict = Mapping[str, Tensor | np.ndarray]
@@ -103,7 +103,8 @@ class Layout:
     ``interpolation`` the official way to resize its positions. Their keys may all stand behind one
     of the prefixes in ``strip``. ``ignored`` are patterns (regular expressions) of their keys that
     are no weights of ours, such as ``position_ids``. ``tied`` are their tensors that are stored
-    twice. ``hf_config`` tells what a ``config.json`` beside the file means.
+    twice, ``dropped`` our keys that they have no place for. ``hf_config`` tells what a
+    ``config.json`` beside the file means.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Layout:
     strip: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: tuple[Tie, ...] = ()
+    dropped: tuple[str, ...] = ()
     hf_config: HFConfig | None = None
 
     def table_keys(self, keys: Iterable[str]) -> dict[str, str]:
@@ -133,6 +135,12 @@ class Layout:
         """Which share of ``keys``, 0 to 1, this layout has a row for."""
         known = self.table_keys(keys).values()
         return sum(bool(self._their_keys.fullmatch(key)) for key in known) / max(1, len(known))
+
+    def share_of_needed(self, keys: Iterable[str]) -> float:
+        """Which share of what all files of this layout have is there, 0 to 1."""
+        needed = {_unnumbered(k) for row in self.rows if not row.group for k in row.their_keys}
+        found = needed & {_unnumbered(key) for key in self.table_keys(keys).values()}
+        return len(found) / max(1, len(needed))
 
     def without_copies(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``state`` in their names with each tied tensor once, as ``original``.
@@ -230,6 +238,21 @@ def convert(
     return converted, scopes[""]
 
 
+def check_shared(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """CheckpointError where ``state`` has different values for weights that the network shares.
+
+    Loading would let the last of them win.
+    """
+    first: dict[int, str] = {}
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), key)
+        both = known != key and known in state and key in state
+        if both and not _equal(state[known], state[key]):
+            raise CheckpointError(
+                f"{known!r} and {key!r} are the same tensor in this model, but they differ"
+            )
+
+
 def first_few(names: Iterable[str], limit: int = 4) -> str:
     """``'a', 'b' and 7 more`` for an error message."""
     names = list(names)
@@ -295,6 +318,11 @@ def _steps(row: Row, depths: Mapping[str, int]) -> list[_Step]:
         )
         for i in range(depths[stack] if layered else 1)
     ]
+
+
+def _unnumbered(key: str) -> str:
+    """The key of any layer."""
+    return re.sub(r"\{i+\}|\d+", "#", key)
 
 
 def _numbered(key: str, layer: int) -> str:

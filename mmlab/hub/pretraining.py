@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmlab.hub.conversion import OWN, from_mmlab, to_mmlab
-from mmlab.hub.mapping import CheckpointError, StateDict, as_tensors, first_few
+from mmlab.hub.mapping import CheckpointError, StateDict, as_tensors, check_shared, first_few
 
 TRAINING_ONLY = ("momentum.", "queue.")
 """How the names of tensors begin that no network has."""
@@ -41,6 +41,7 @@ def load_pretraining(module: nn.Module, layout: str, state_dict: StateDict) -> N
             f"the state does not fit this {type(module).__name__}: missing, left over or of "
             f"another shape are {first_few(wrong)}"
         )
+    check_shared(module, state)
     module.load_state_dict(state)
 
 

@@ -26,28 +26,24 @@ from mmlab.models.checks import (
     check_positive,
     check_rates,
 )
-from mmlab.models.vit import ViT, ViTConfig
+from mmlab.models.vit import ViT, ViTConfig, tokens_of_each
 from mmlab.nn import (
     ACTIVATIONS,
     AttentionMask,
     BertConfig,
+    BertDecoder,
     BertEmbeddings,
     BertLanguageHead,
+    ContrastHead,
     FeatureQueue,
     Grid,
     MomentumTwin,
     bert_block,
-    causal_mask,
     init_bert,
     padding_mask,
     run_blocks,
     shared_checkpointing,
-)
-from mmlab.objectives.contrastive import (
-    gather_with_gradient,
-    queue_similarity,
-    soft_contrastive_loss,
-    soften_targets,
+    valid_tokens,
 )
 from mmlab.objectives.masked_language import (
     IGNORED,
@@ -55,13 +51,17 @@ from mmlab.objectives.masked_language import (
     distilled_masked_language_loss,
     mask_tokens,
 )
-from mmlab.objectives.matching import matching_loss, sample_hard_negatives
+from mmlab.objectives.matching import PairMatching, sample_negative_pairs
+from mmlab.objectives.momentum_contrast import (
+    Encoding,
+    MomentumContrast,
+    enqueue_contrast,
+    momentum_contrast,
+)
 
 HEADS = ("contrast", "match", "words", "classes", "answers")
 PAD_ID = 0
 """The padding token of every vocabulary; its word vector does not learn."""
-TEMPERATURES = (0.001, 0.5)
-"""Where pre-training keeps the temperature."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ class ALBEF(nn.Module):
         valid. ValueError if images or texts do not fit the configuration.
         """
         text = self.text_tokens(input_ids, text_valid)
-        tokens = self.image_tokens_of(images)
-        return ALBEFFeatures(text, self.fuse(text, tokens, _valid(input_ids, text_valid)), tokens)
+        tokens, valid = self.image_tokens_of(images), valid_tokens(input_ids, text_valid)
+        return ALBEFFeatures(text, self.fuse(text, tokens, valid), tokens)
 
     def image_tokens(
         self, images: Float[Tensor, "batch channels height width"]
@@ -209,16 +209,7 @@ class ALBEF(nn.Module):
         self, images: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch image_tokens dim"], ...]:
         """The tokens of each of the ``num_images`` images of a row; images as in ``forward``."""
-        if self.config.num_images == 1:
-            return (self.image_tokens(images),)
-        if images.ndim != 5 or images.shape[1] != self.config.num_images:
-            shape = tuple(images.shape)
-            raise ValueError(
-                f"images must have shape (batch, {self.config.num_images}, channels, height, "
-                f"width), got {shape}"
-            )
-        tokens = self.image_tokens(images.flatten(0, 1))
-        return tokens.unflatten(0, images.shape[:2]).unbind(1)
+        return tokens_of_each(self.image_encoder, images, self.config.num_images)
 
     def text_tokens(
         self,
@@ -226,7 +217,8 @@ class ALBEF(nn.Module):
         text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens text_dim"]:
         """The text alone: BERT's embeddings and its first ``text_depth`` blocks."""
-        return self.text_encoder.encode(input_ids, padding_mask(_valid(input_ids, text_valid)))
+        valid = valid_tokens(input_ids, text_valid)
+        return self.text_encoder.encode(input_ids, padding_mask(valid))
 
     def fuse(
         self,
@@ -292,7 +284,7 @@ class ALBEF(nn.Module):
         | None = None,
     ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
         """Scores of the next word after each of an answer's; ``question`` are its fused tokens."""
-        valid = _valid(answer_ids, answer_valid)
+        valid = valid_tokens(answer_ids, answer_valid)
         return self.head("answers")(answer_ids, valid, question, padding_mask(question_valid))
 
     @property
@@ -362,47 +354,6 @@ class FusionBert(nn.Module):
         return run_blocks(blocks, tokens, mask, self.activation_checkpointing)
 
 
-class ContrastHead(nn.Module):
-    """From class tokens to features that can be compared, and the temperature of the comparison."""
-
-    def __init__(self, config: ALBEFConfig):
-        super().__init__()
-        self.image_projection = nn.Linear(config.dim, config.embed_dim)
-        self.text_projection = nn.Linear(config.text_dim, config.embed_dim)
-        self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Bring the temperature back into ``TEMPERATURES``, as before each pre-training step."""
-        self.temperature.clamp_(*TEMPERATURES)
-
-
-class AnswerDecoder(nn.Module):
-    """Writes answers word by word, looking at the fused question (``models/model_vqa.py``)."""
-
-    def __init__(self, config: ALBEFConfig):
-        super().__init__()
-        blocks = (bert_block(config.bert, config.text_dim) for _ in range(config.fusion_depth))
-        self.embeddings = BertEmbeddings(config.bert)
-        self.blocks = nn.ModuleList(blocks)
-        self.words = BertLanguageHead(config.bert)
-        self.apply(init_bert)
-
-    def forward(
-        self,
-        answer_ids: Int[Tensor, "answers answer_tokens"],
-        answer_valid: Bool[Tensor, "answers answer_tokens"],
-        question: Float[Tensor, "answers tokens text_dim"],
-        question_mask: AttentionMask,
-    ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
-        """Scores of the next word; a token sees those before it and the whole question."""
-        mask = causal_mask(answer_ids.shape[1], answer_ids.device) & padding_mask(answer_valid)
-        tokens = self.embeddings(answer_ids)
-        for block in self.blocks:
-            tokens = block(tokens, mask, question, question_mask)
-        return self.words(tokens, self.embeddings.word_embedding.weight)
-
-
 def _words_head(config: ALBEFConfig) -> BertLanguageHead:
     return BertLanguageHead(config.bert).apply(init_bert)
 
@@ -414,17 +365,22 @@ def _classes_head(config: ALBEFConfig) -> nn.Module:
     return nn.Sequential(nn.Linear(config.text_dim, config.text_dim), nn.ReLU(), last)
 
 
+def _contrast_head(config: ALBEFConfig) -> ContrastHead:
+    return ContrastHead(config.dim, config.text_dim, config.embed_dim, config.temperature)
+
+
+def _answers_head(config: ALBEFConfig) -> BertDecoder:
+    """It writes answers, looking at the fused question (``models/model_vqa.py``)."""
+    return BertDecoder(replace(config.bert, depth=config.fusion_depth), config.text_dim)
+
+
 _HEADS = {
-    "contrast": ContrastHead,
+    "contrast": _contrast_head,
     "match": lambda config: nn.Linear(config.text_dim, 2),
     "words": _words_head,
     "classes": _classes_head,
-    "answers": AnswerDecoder,
+    "answers": _answers_head,
 }
-
-
-def _valid(ids: Int[Tensor, "batch tokens"], valid: Tensor | None) -> Bool[Tensor, "batch tokens"]:
-    return ids != PAD_ID if valid is None else valid.bool()
 
 
 # The one published size (ALBEF, section 3.1): pre-trained at 256 pixels, fine-tuned at 384.
@@ -456,49 +412,6 @@ ALBEF_MINI = ALBEFConfig(
 )
 
 
-class ALBEFContrast(NamedTuple):
-    """One step's alignment: tokens, features, similarities over temperature, and their targets.
-
-    Columns of the tables are the batch's momentum features, then the queue as it was before the
-    step. ``momentum_images`` are the twin's image tokens; ``belongs`` says which images and texts
-    of the batch are no negatives of each other.
-    """
-
-    image_tokens: Float[Tensor, "batch image_tokens dim"]
-    text_tokens: Float[Tensor, "batch tokens text_dim"]
-    image_features: Float[Tensor, "batch embed_dim"]
-    text_features: Float[Tensor, "batch embed_dim"]
-    momentum_images: Float[Tensor, "batch image_tokens dim"]
-    momentum_texts: Float[Tensor, "batch tokens text_dim"]
-    momentum_image_features: Float[Tensor, "batch embed_dim"]
-    momentum_text_features: Float[Tensor, "batch embed_dim"]
-    image_to_text: Float[Tensor, "batch columns"]
-    text_to_image: Float[Tensor, "batch columns"]
-    image_targets: Float[Tensor, "batch columns"]
-    text_targets: Float[Tensor, "batch columns"]
-    belongs: Bool[Tensor, "batch batch"]
-
-    def loss(self) -> Float[Tensor, ""]:
-        """The image-text contrastive loss (ALBEF, equation 6)."""
-        return soft_contrastive_loss(
-            self.image_to_text, self.text_to_image, self.image_targets, self.text_targets
-        )
-
-
-class ALBEFMatching(NamedTuple):
-    """One step's pairs: true ones, each text with a wrong image, each image with a wrong text."""
-
-    negative_images: Int64[Tensor, " batch"]
-    negative_texts: Int64[Tensor, " batch"]
-    fused: Float[Tensor, "pairs tokens text_dim"]
-    logits: Float[Tensor, "pairs 2"]
-
-    def loss(self) -> Float[Tensor, ""]:
-        """The image-text matching loss (ALBEF, equation 4)."""
-        places = torch.arange(len(self.logits), device=self.logits.device)
-        return matching_loss(self.logits, places < len(self.negative_images))
-
-
 class ALBEFWords(NamedTuple):
     """One step's masked text, fused with the image by the network and by its twin.
 
@@ -523,8 +436,8 @@ class ALBEFWords(NamedTuple):
 class ALBEFStep(NamedTuple):
     """All that one step of training computes; ``words`` is None without masked words."""
 
-    contrast: ALBEFContrast
-    matching: ALBEFMatching
+    contrast: MomentumContrast
+    matching: PairMatching
     words: ALBEFWords | None
 
     def losses(self) -> dict[str, Tensor]:
@@ -602,64 +515,36 @@ class ALBEFPretraining(nn.Module):
             self.momentum.update(self.network)
         contrast = self.contrast(batch)
         if update:
-            self._enqueue(contrast, batch)
+            enqueue_contrast(self.queue, contrast, self._image_ids(batch))
         matching = self.match(batch, contrast)
         with_words = "words" in self.needed_heads
         words = self.predict_words(batch, contrast) if with_words else None
         return ALBEFStep(contrast, matching, words)
 
-    def contrast(self, batch: dict[str, Tensor]) -> ALBEFContrast:
+    def contrast(self, batch: dict[str, Tensor]) -> MomentumContrast:
         """Images and texts against the twin's features of this batch and of the queue."""
-        network, teacher, queue = self.network, self.momentum.network, self.queue
-        images = network.image_tokens(batch["images"])
-        texts = network.text_tokens(batch["input_ids"], batch.get("attention_mask"))
+        own = self._encode(self.network, batch)
         with torch.no_grad():
-            their_images = teacher.image_tokens(batch["images"])
-            their_texts = teacher.text_tokens(batch["input_ids"], batch.get("attention_mask"))
-            image_keys = teacher.image_features(their_images)
-            text_keys = teacher.text_features(their_texts)
-        image_features, text_features = network.image_features(images), network.text_features(texts)
+            twin = self._encode(self.momentum.network, batch)
+        settings = (self.network.temperature, self.momentum.weight(), self._image_ids(batch))
+        return momentum_contrast(own, twin, self.queue, *settings)
 
-        def to_texts(features: Tensor) -> Tensor:
-            return queue_similarity(features, text_keys, queue.texts, network.temperature)
-
-        def to_images(features: Tensor) -> Tensor:
-            return queue_similarity(features, image_keys, queue.images, network.temperature)
-
-        truth, alpha = self._truth(batch), self.momentum.weight()
-        targets = truth / truth.sum(1, keepdim=True)
-        return ALBEFContrast(
-            images,
-            texts,
-            image_features,
-            text_features,
-            their_images,
-            their_texts,
-            image_keys,
-            text_keys,
-            to_texts(image_features),
-            to_images(text_features),
-            soften_targets(targets, to_texts(image_keys), alpha),
-            soften_targets(targets, to_images(text_keys), alpha),
-            truth[:, : len(images)].bool(),
-        )
-
-    def match(self, batch: dict[str, Tensor], contrast: ALBEFContrast) -> ALBEFMatching:
+    def match(self, batch: dict[str, Tensor], contrast: MomentumContrast) -> PairMatching:
         """The true pairs, and as many false ones of either kind, through the fusion blocks."""
         images, texts = contrast.image_tokens, contrast.text_tokens
-        valid = _valid(batch["input_ids"], batch.get("attention_mask"))
+        valid = valid_tokens(batch["input_ids"], batch.get("attention_mask"))
         wrong_images, wrong_texts = self._negatives(batch, contrast)
         fused = self.network.fuse(
             torch.cat([texts, texts, texts[wrong_texts]]),
             (torch.cat([images, images[wrong_images], images]),),
             torch.cat([valid, valid, valid[wrong_texts]]),
         )
-        return ALBEFMatching(wrong_images, wrong_texts, fused, self.network.matching_logits(fused))
+        return PairMatching(wrong_images, wrong_texts, fused, self.network.matching_logits(fused))
 
-    def predict_words(self, batch: dict[str, Tensor], contrast: ALBEFContrast) -> ALBEFWords:
+    def predict_words(self, batch: dict[str, Tensor], contrast: MomentumContrast) -> ALBEFWords:
         """The masked text with the image through all blocks, by the twin as well."""
         masked = self._masked(batch)
-        valid = _valid(batch["input_ids"], batch.get("attention_mask"))
+        valid = valid_tokens(batch["input_ids"], batch.get("attention_mask"))
         asked = masked.labels != IGNORED
         with torch.no_grad():
             teacher = self.momentum.network
@@ -669,42 +554,29 @@ class ALBEFPretraining(nn.Module):
         logits = self.network.word_logits(fused[asked])
         return ALBEFWords(masked, fused, their_fused, logits, their_logits, self.momentum.weight())
 
-    def _truth(self, batch: dict[str, Tensor]) -> Float[Tensor, "batch columns"]:
-        """1 where a column is of the row's own image, else 0; nothing in the queue is, unless told.
+    def _encode(self, network: ALBEF, batch: dict[str, Tensor]) -> Encoding:
+        images = network.image_tokens(batch["images"])
+        texts = network.text_tokens(batch["input_ids"], batch.get("attention_mask"))
+        return Encoding(images, texts, network.image_features(images), network.text_features(texts))
 
-        Other captions of an image count as wrong in pre-training, as in the official code.
-        """
-        count, device = len(batch["images"]), batch["images"].device
-        if self.knows_images:
-            ids = batch["image_ids"]
-            return (ids[:, None] == torch.cat([ids, self.queue.ids])).float()
-        return torch.eye(count, count + self.queue.size, device=device)
-
-    def _enqueue(self, contrast: ALBEFContrast, batch: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            ids = gather_with_gradient(batch["image_ids"]) if self.knows_images else None
-            images = gather_with_gradient(contrast.momentum_image_features)
-            texts = gather_with_gradient(contrast.momentum_text_features)
-        self.queue.enqueue(ids, images=images, texts=texts)
+    def _image_ids(self, batch: dict[str, Tensor]) -> Int64[Tensor, " batch"] | None:
+        return batch["image_ids"] if self.knows_images else None
 
     def _negatives(
-        self, batch: dict[str, Tensor], contrast: ALBEFContrast
+        self, batch: dict[str, Tensor], contrast: MomentumContrast
     ) -> tuple[Int64[Tensor, " batch"], Int64[Tensor, " batch"]]:
         """A wrong image for each text, then a wrong text for each image, drawn by similarity."""
         if "negative_images" in batch:
             return batch["negative_images"], batch["negative_texts"]
-        count, belongs = len(contrast.belongs), contrast.belongs
-        tables = (contrast.text_to_image, contrast.image_to_text)
-        images, texts = (
-            sample_hard_negatives(table[:, :count], belongs, self.generator) for table in tables
-        )
-        return images, texts
+        count = len(contrast.belongs)
+        tables = (contrast.text_to_image[:, :count], contrast.image_to_text[:, :count])
+        return sample_negative_pairs(*tables, contrast.belongs, self.generator)
 
     def _masked(self, batch: dict[str, Tensor]) -> MaskedTokens:
         if "masked_ids" in batch:
             return MaskedTokens(batch["masked_ids"], batch["masked_labels"])
         ids = batch["input_ids"]
-        maskable = _valid(ids, batch.get("attention_mask"))
+        maskable = valid_tokens(ids, batch.get("attention_mask"))
         for special in self.special_ids:
             maskable = maskable & (ids != special)
         vocab_size = self.network.config.vocab_size

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
+from mmlab.models.albef import ALBEF, PAD_ID, ALBEFConfig, ALBEFPretraining
 from mmlab.nn import MomentumTwin
 from mmlab.objectives.distillation import distilled_classification_loss
-from mmlab.objectives.language_modeling import sequence_losses
-from mmlab.objectives.masked_language import IGNORED
+from mmlab.objectives.language_modeling import sequence_labels, sequence_losses
 from mmlab.objectives.matching import sample_several_hard_negatives
 
 ASSIGNMENT_TEMPERATURE = 0.07
@@ -241,7 +240,7 @@ class ALBEFQuestionAnswering(nn.Module):
         logits = self._logits(self.network, batch)
         with torch.no_grad():
             guess = self._logits(self.momentum.network, batch)
-        labels = answer_labels(batch["answer_ids"])
+        labels = sequence_labels(batch["answer_ids"], batch["answer_ids"] != PAD_ID)
         losses = sequence_losses(logits, labels, guess, self.momentum.weight())
         return {"answers": (batch["weights"] * losses).sum() / len(batch["images"])}
 
@@ -253,26 +252,23 @@ class ALBEFQuestionAnswering(nn.Module):
         return network.answer_logits(batch["answer_ids"], question[rows], valid[rows])
 
 
-def answer_labels(ids: Int[Tensor, "answers tokens"]) -> Int64[Tensor, "answers tokens"]:
-    """The words to be predicted: all but padding."""
-    return ids.long().masked_fill(ids == 0, IGNORED)
-
-
 @torch.no_grad()
 def rank_answers(
-    network: ALBEF,
+    network: nn.Module,
     question: Float[Tensor, "batch tokens text_dim"],
     question_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"],
     answer_ids: Int[Tensor, "answers answer_tokens"],
     k: int = 128,
     first_word_weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[Int64[Tensor, "batch k"], Float[Tensor, "batch k"]]:
     """The ``k`` best of a list of answers for each question, best first, with probabilities.
 
-    ``question`` are fused tokens. Answers whose first word is likely are candidates; their whole
+    ``network`` is an ``ALBEF`` or a ``BLIP`` with an answers head, ``question`` what its encoder
+    made of the question. Answers whose first word is likely are candidates; their whole
     log-likelihood ranks them, and its softmax over the ``k`` is the probability. The released code
-    counts the first word twice there: ``first_word_weight=2``. With fewer than ``k`` answers, all
-    are candidates.
+    of ALBEF counts the first word twice there: ``first_word_weight=2``; BLIP's ranks by the loss of
+    its training: ``label_smoothing=0.1``. With fewer than ``k`` answers, all are candidates.
     """
     count, k = len(question), min(k, len(answer_ids))
     start = answer_ids[:1, :1].expand(count, 1)
@@ -282,7 +278,9 @@ def rank_answers(
     logits = network.answer_logits(
         ids, question.repeat_interleave(k, 0), question_valid.repeat_interleave(k, 0)
     )
-    likelihood = -sequence_losses(logits, answer_labels(ids)).unflatten(0, (count, k))
+    labels = sequence_labels(ids, ids != PAD_ID)
+    losses = sequence_losses(logits, labels, label_smoothing=label_smoothing)
+    likelihood = -losses.unflatten(0, (count, k))
     likelihood = likelihood + (first_word_weight - 1) * first
     probabilities, order = likelihood.softmax(-1).sort(dim=1, descending=True)
     return candidates.gather(1, order), probabilities

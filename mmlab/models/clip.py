@@ -368,11 +368,23 @@ CLIP_RN50X64 = CLIPConfig(
     stages=(3, 15, 36, 10), dim=128, image_size=448, embed_dim=1024, **_TEXT_1024
 )
 
-# Ours: trains in about a minute on two CPU cores, on 48-pixel images; four convolutions see the
-# drawings' details, so that nine patches are enough. Captions are word pieces of
-# mmlab.datasets.train_wordpiece, where [SEP] is token 3; give the vocabulary of your tokenizer:
+# Ours, for small drawings. Captions are word pieces of mmlab.datasets.train_wordpiece, where [SEP]
+# is token 3; give the vocabulary of your tokenizer:
 # create_model("clip-mini", vocab_size=tokenizer.vocab_size).
-CLIP_MINI = CLIPConfig(
+_TEXT_MINI = {
+    "vocab_size": 4096,
+    "context_length": 16,
+    "end_id": 3,
+    "text_dim": 128,
+    "text_depth": 2,
+    "text_num_heads": 4,
+    "text_mlp_dim": 512,
+    "embed_dim": 128,
+}
+# A ResNet, because it learns from a few thousand drawings: see recipes/clip-mini.md.
+CLIP_MINI = CLIPConfig(stages=(1, 1, 1, 1), dim=16, image_size=64, **_TEXT_MINI)
+# Four convolutions see the drawings' details, so that nine patches are enough.
+CLIP_VIT_MINI = CLIPConfig(
     image_size=48,
     patch_size=16,
     dim=256,
@@ -380,14 +392,7 @@ CLIP_MINI = CLIPConfig(
     num_heads=4,
     mlp_dim=384,
     stem="conv",
-    vocab_size=4096,
-    context_length=16,
-    end_id=3,
-    text_dim=128,
-    text_depth=2,
-    text_num_heads=4,
-    text_mlp_dim=512,
-    embed_dim=128,
+    **_TEXT_MINI,
 )
 
 

@@ -261,9 +261,9 @@ FLIP_H_14 = FLIPConfig(
     embed_dim=1024,
 )
 
-# Ours, for 48-pixel images and CPU cores. The patches are smaller than CLIP_MINI's, 64 an image, so
-# that there is something to drop; a convolutional stem would let the pixels of dropped patches in.
-# Give the vocabulary of your tokenizer, as with CLIP_MINI.
+# Ours, for 48-pixel images and CPU cores. The patches are smaller than CLIP_VIT_MINI's, 64 an
+# image, so that there is something to drop; a convolutional stem would let the pixels of dropped
+# patches in. Give the vocabulary of your tokenizer, as with CLIP_VIT_MINI.
 FLIP_MINI = FLIPConfig(
     image_size=48,
     patch_size=6,

@@ -3,9 +3,12 @@
 from mmlab.nn.attention import Attention, AttentionMask, DotProductAttention
 from mmlab.nn.bert import (
     BertConfig,
+    BertDecoder,
     BertEmbeddings,
     BertLanguageHead,
     BertPooler,
+    BertTrunk,
+    BertWriting,
     bert_block,
     init_bert,
 )
@@ -17,8 +20,11 @@ from mmlab.nn.blocks import (
     QuickGELU,
     TransformerBlock,
     run_blocks,
+    share_layers,
     shared_checkpointing,
 )
+from mmlab.nn.contrast import TEMPERATURES, ContrastHead
+from mmlab.nn.decoding import beam_search, nucleus_filter, sample_text
 from mmlab.nn.masking import (
     PatchMask,
     init_joint_projections,
@@ -28,7 +34,7 @@ from mmlab.nn.masking import (
     random_masking,
     restore_patches,
 )
-from mmlab.nn.masks import causal_mask, padding_mask, prefix_mask
+from mmlab.nn.masks import causal_mask, padding_mask, prefix_mask, valid_tokens
 from mmlab.nn.momentum import FeatureQueue, MomentumTwin, make_average, update_average
 from mmlab.nn.patches import ConvStem, PatchEmbedding, conv_stem_widths, patchify, unpatchify
 from mmlab.nn.positions import INTERPOLATIONS, Grid, interpolate_positions, sincos_positions
@@ -37,12 +43,17 @@ __all__ = [
     "ACTIVATIONS",
     "INTERPOLATIONS",
     "MLP",
+    "TEMPERATURES",
     "Attention",
     "AttentionMask",
     "BertConfig",
+    "BertDecoder",
     "BertEmbeddings",
     "BertLanguageHead",
     "BertPooler",
+    "BertTrunk",
+    "BertWriting",
+    "ContrastHead",
     "ConvStem",
     "DotProductAttention",
     "DropPath",
@@ -54,6 +65,7 @@ __all__ = [
     "PostNormBlock",
     "QuickGELU",
     "TransformerBlock",
+    "beam_search",
     "bert_block",
     "causal_mask",
     "conv_stem_widths",
@@ -63,6 +75,7 @@ __all__ = [
     "interpolate_positions",
     "keep_patches",
     "make_average",
+    "nucleus_filter",
     "num_kept",
     "padding_mask",
     "patchify",
@@ -70,8 +83,11 @@ __all__ = [
     "random_masking",
     "restore_patches",
     "run_blocks",
+    "sample_text",
+    "share_layers",
     "shared_checkpointing",
     "sincos_positions",
     "unpatchify",
     "update_average",
+    "valid_tokens",
 ]

@@ -13,6 +13,11 @@ AttentionMask = (
 """True where a query may look at a key; or numbers that are added to the scores before the softmax,
 such as a relative position bias, with -inf where a key is hidden."""
 
+KeysAndValues = tuple[
+    Float[Tensor, "batch heads _keys head_dim"], Float[Tensor, "batch heads _keys head_dim"]
+]
+"""What attention looks at, projected and cut into heads."""
+
 
 class DotProductAttention(nn.Module):
     """``softmax(q k^T / sqrt(head_dim)) v`` by PyTorch's fused kernel; it has no parameters.
@@ -75,11 +80,20 @@ class Attention(nn.Module):
         mask: AttentionMask | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Attend from ``x`` to ``context`` (to ``x`` itself if None) as ``mask`` allows."""
-        context = x if context is None else context
-        queries = self._split_heads(self.q_proj(x))
-        keys = self._split_heads(self.k_proj(context))
-        values = self._split_heads(self.v_proj(context))
-        attended = self.dot_product(queries, keys, values, mask)
+        return self.attend(x, self.keys_and_values(x if context is None else context), mask)
+
+    def keys_and_values(self, context: Float[Tensor, "batch keys context_dim"]) -> KeysAndValues:
+        """All that attention needs of ``context``; a decoder keeps it from step to step."""
+        return self._split_heads(self.k_proj(context)), self._split_heads(self.v_proj(context))
+
+    def attend(
+        self,
+        x: Float[Tensor, "batch queries dim"],
+        keys_and_values: KeysAndValues,
+        mask: AttentionMask | None = None,
+    ) -> Float[Tensor, "batch queries dim"]:
+        """Attend from ``x`` to keys and values that are computed already."""
+        attended = self.dot_product(self._split_heads(self.q_proj(x)), *keys_and_values, mask)
         return self.out_proj(rearrange(attended, "b heads t d -> b t (heads d)"))
 
     def _split_heads(

@@ -6,14 +6,18 @@ its own way.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from mmlab.nn.blocks import ACTIVATIONS, PostNormBlock
+from mmlab.nn.attention import AttentionMask, KeysAndValues
+from mmlab.nn.blocks import ACTIVATIONS, ContextMask, PostNormBlock, run_blocks
+from mmlab.nn.masks import causal_mask, padding_mask
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,99 @@ class BertLanguageHead(nn.Module):
     ) -> Float[Tensor, "*batch vocab"]:
         """Logits over the vocabulary; ``words`` is ``embeddings.word_embedding.weight``."""
         return F.linear(self.norm(self.activation(self.dense(x))), words, self.bias)
+
+
+class BertTrunk(nn.Module):
+    """BERT's embeddings and ``blocks``, which may have a cross-attention (see ``bert_block``)."""
+
+    def __init__(self, config: BertConfig, blocks: Iterable[PostNormBlock]):
+        super().__init__()
+        self.activation_checkpointing = False
+        self.embeddings = BertEmbeddings(config)
+        self.blocks = nn.ModuleList(blocks)
+        self.apply(init_bert)
+
+    def encode(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        mask: AttentionMask | None = None,
+        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context_mask: ContextMask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens after all blocks; without ``context`` cross-attentions are passed by."""
+        blocks = [partial(b, context=context, context_mask=context_mask) for b in self.blocks]
+        return run_blocks(blocks, self.embeddings(ids), mask, self.activation_checkpointing)
+
+
+class BertDecoder(BertTrunk):
+    """Writes a text word by word, looking at another sequence, ``context_dim`` wide.
+
+    Every block has a cross-attention; ``words`` gives scores of the next word.
+    """
+
+    def __init__(self, config: BertConfig, context_dim: int):
+        super().__init__(config, (bert_block(config, context_dim) for _ in range(config.depth)))
+        self.words = BertLanguageHead(config).apply(init_bert)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        valid: Bool[Tensor, "batch tokens"],
+        context: Float[Tensor, "batch context_tokens context_dim"],
+        context_mask: ContextMask | None = None,
+    ) -> Float[Tensor, "batch tokens vocab"]:
+        """Scores of the next word; a token sees those before it and the whole context."""
+        mask = causal_mask(ids.shape[1], ids.device) & padding_mask(valid)
+        return self.word_logits(self.encode(ids, mask, context, context_mask))
+
+    def word_logits(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """Scores of words after each token."""
+        return self.words(tokens, self.embeddings.word_embedding.weight)
+
+
+class BertWriting:
+    """A ``BertDecoder`` in the middle of writing: it computes each token once.
+
+    It keeps the keys and values of all blocks, of the text so far and of ``context``. See
+    ``mmlab.nn.decoding`` for what it is asked to do.
+    """
+
+    def __init__(
+        self,
+        decoder: BertDecoder,
+        context: Float[Tensor, "rows context_tokens context_dim"],
+        context_valid: Bool[Tensor, "rows context_tokens"] | None = None,
+    ):
+        self.decoder = decoder
+        self.length = 0
+        self.past: list[KeysAndValues | None] = [None] * len(decoder.blocks)
+        self.context = [block.cross_attention.keys_and_values(context) for block in decoder.blocks]
+        self.context_mask = None if context_valid is None else padding_mask(context_valid)
+
+    def next(self, ids: Int[Tensor, "rows new_tokens"]) -> Float[Tensor, "rows vocab"]:
+        """Scores of the word after ``ids``, which come after all that it was given before."""
+        tokens = self.decoder.embeddings(ids, start=self.length)
+        self.length += ids.shape[1]
+        mask = causal_mask(self.length, ids.device)[:, :, -ids.shape[1] :]
+        for i, block in enumerate(self.decoder.blocks):
+            known = (self.past[i], self.context[i], mask, self.context_mask)
+            tokens, self.past[i] = block.extend(tokens, *known)
+        return self.decoder.word_logits(tokens[:, -1])
+
+    def repeat(self, times: int) -> None:
+        """Each row ``times`` times, next to each other."""
+        self.past = [_each(pair, times) for pair in self.past]
+        self.context = [_each(pair, times) for pair in self.context]
+        if self.context_mask is not None:
+            self.context_mask = self.context_mask.repeat_interleave(times, 0)
+
+    def select(self, rows: Int64[Tensor, " rows"]) -> None:
+        """Go on from these rows; each must look at the same context as the row it replaces."""
+        self.past = [(keys[rows], values[rows]) for keys, values in self.past]
+
+
+def _each(pair: tuple[Tensor, Tensor], times: int) -> tuple[Tensor, Tensor]:
+    return pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
 
 
 def init_bert(module: nn.Module, std: float = 0.02) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmlab.nn.attention import Attention, AttentionMask
+from mmlab.nn.attention import Attention, AttentionMask, KeysAndValues
 
 
 class QuickGELU(nn.Module):
@@ -125,7 +125,10 @@ def run_blocks(
 
 
 def shared_checkpointing(*parts: str) -> property:
-    """``activation_checkpointing`` of a model: the switch of the named submodules, all at once."""
+    """``activation_checkpointing`` of a model: the switch of the named submodules, all at once.
+
+    A model may lack some of them (None), but not the first.
+    """
 
     def is_on(model: nn.Module) -> bool:
         """Whether the blocks are computed again during the backward pass."""
@@ -133,7 +136,8 @@ def shared_checkpointing(*parts: str) -> property:
 
     def switch(model: nn.Module, wanted: bool) -> None:
         for part in parts:
-            getattr(model, part).activation_checkpointing = wanted
+            if getattr(model, part) is not None:
+                getattr(model, part).activation_checkpointing = wanted
 
     return property(is_on, switch)
 
@@ -203,3 +207,38 @@ class PostNormBlock(nn.Module):
             raise ValueError("context was given to a block that has no cross-attention")
         attended = self.cross_attention(x, context, mask=context_mask)
         return self.cross_norm(x + self.dropout(attended))
+
+    def extend(
+        self,
+        x: Float[Tensor, "batch new_tokens dim"],
+        past: KeysAndValues | None,
+        context: KeysAndValues,
+        mask: AttentionMask | None = None,
+        context_mask: ContextMask | None = None,
+    ) -> tuple[Float[Tensor, "batch new_tokens dim"], KeysAndValues]:
+        """What ``forward`` gives for new tokens at the end of a text, without the tokens before.
+
+        ``past`` are keys and values of those before (None at the beginning), ``context`` those of
+        the cross-attention. Also returns keys and values of all tokens, the next ``past``.
+        """
+        own = self.attention.keys_and_values(x)
+        if past is not None:
+            own = tuple(torch.cat(parts, dim=2) for parts in zip(past, own, strict=True))
+        x = self.norm1(x + self.dropout(self.attention.attend(x, own, mask)))
+        attended = self.cross_attention.attend(x, context, context_mask)
+        x = self.cross_norm(x + self.dropout(attended))
+        return self.norm2(x + self.dropout(self.mlp(x))), own
+
+
+def share_layers(source: nn.Module, target: nn.Module, but: tuple[str, ...] = ()) -> None:
+    """Give ``target`` the layers of ``source`` that stand at the same place in both.
+
+    From then on they have one set of weights. Layers are modules with parameters of their own, such
+    as a ``Linear``; attention itself stays two modules, so that each can be watched alone. Paths in
+    which one of the names ``but`` occurs are left apart.
+    """
+    places = dict(source.named_modules())
+    for path, layer in list(target.named_modules()):
+        owns = next(layer.parameters(recurse=False), None) is not None
+        if owns and path in places and not set(but) & set(path.split(".")):
+            target.set_submodule(path, places[path])

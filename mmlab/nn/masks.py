@@ -37,3 +37,12 @@ def padding_mask(
 ) -> Bool[Tensor, "batch 1 1 keys"]:
     """Nobody sees padding. ``valid`` is a tokenizer's attention mask: 1 or True on real tokens."""
     return valid.bool()[:, None, None, :]
+
+
+def valid_tokens(
+    ids: Int[Tensor, "batch tokens"],
+    valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+    pad_id: int = 0,
+) -> Bool[Tensor, "batch tokens"]:
+    """A tokenizer's attention mask as booleans; if there is none, all but padding is valid."""
+    return ids != pad_id if valid is None else valid.bool()

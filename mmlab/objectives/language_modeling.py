@@ -6,7 +6,7 @@ BLIP (Li et al. 2022, section 3.2) trains its decoder so, GPT its language model
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from mmlab.objectives.masked_language import IGNORED
@@ -39,16 +39,31 @@ def sequence_losses(
     labels: Int64[Tensor, "batch tokens"],
     teacher_logits: Float[Tensor, "batch tokens vocab"] | None = None,
     alpha: float | Float[Tensor, ""] = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, " batch"]:
     """The cross-entropy of each whole sequence: a sum over its tokens, minus its log-likelihood.
 
-    ``labels`` as above. With a teacher, each token's loss is ``(1 - alpha)`` of it and ``alpha`` of
-    the cross-entropy with the teacher's guess (ALBEF's question answering). No gradient to it.
+    ``labels`` and ``label_smoothing`` as above. With a teacher, each token's loss is ``(1 -
+    alpha)`` of it and ``alpha`` of the cross-entropy with the teacher's guess (ALBEF's question
+    answering). No gradient to it.
     """
     targets, scores = labels[:, 1:], logits[:, :-1]
-    losses = F.cross_entropy(scores.mT, targets, ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(
+        scores.mT,
+        targets,
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
     if teacher_logits is not None:
         guess = teacher_logits[:, :-1].detach().softmax(-1)
         distilled = F.cross_entropy(scores.mT, guess.mT, reduction="none")
         losses = (1 - alpha) * losses + alpha * distilled.masked_fill(targets == IGNORED, 0.0)
     return losses.sum(1)
+
+
+def sequence_labels(
+    ids: Int[Tensor, "batch tokens"], valid: Bool[Tensor, "batch tokens"]
+) -> Int64[Tensor, "batch tokens"]:
+    """The words to be predicted: all but padding."""
+    return ids.long().masked_fill(~valid, IGNORED)

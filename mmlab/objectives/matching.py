@@ -7,10 +7,41 @@ contrastive loss has just computed, so that they are hard; BLIP and VLMo do the 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+
+class PairMatching(NamedTuple):
+    """One step's pairs: true ones, each text with a wrong image, each image with a wrong text.
+
+    The negatives are rows of what they were drawn from, the batch as a rule.
+    """
+
+    negative_images: Int64[Tensor, " batch"]
+    negative_texts: Int64[Tensor, " batch"]
+    fused: Float[Tensor, "pairs tokens text_dim"]
+    logits: Float[Tensor, "pairs 2"]
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The image-text matching loss (ALBEF, equation 4)."""
+        places = torch.arange(len(self.logits), device=self.logits.device)
+        return matching_loss(self.logits, places < len(self.negative_images))
+
+
+def sample_negative_pairs(
+    text_to_image: Float[Tensor, "batch items"],
+    image_to_text: Float[Tensor, "batch items"],
+    belongs: Bool[Tensor, "batch items"],
+    generator: torch.Generator | None = None,
+    floor: float = 0.0,
+) -> tuple[Int64[Tensor, " batch"], Int64[Tensor, " batch"]]:
+    """A wrong image for each text, then a wrong text for each image; see below."""
+    images = sample_hard_negatives(text_to_image, belongs, generator, floor)
+    return images, sample_hard_negatives(image_to_text, belongs, generator, floor)
 
 
 def sample_hard_negatives(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
 from mmlab import datasets
@@ -14,20 +15,22 @@ from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.emoji import TRAINING_VENDORS
 from mmlab.datasets.scenes.language import KINDS as SCENE_KINDS
 from mmlab.datasets.tokenizer import Tokenizer, train_wordpiece
-from mmlab.datasets.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
-    crop_and_resize,
-    normalize,
-    sample_crop_boxes,
-)
+from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, normalize, to_float, to_uint8
+from mmlab.datasets.transforms.images import Batch, PerImage
+from mmlab.datasets.transforms.randaugment import adjust_saturation, affine
 from mmlab.tasks.preparation import Channels
 
 VOCAB_SIZE = 4000
-CROP_SCALE = (0.5, 1.0)
-"""Least and greatest share of an image's area that a random crop shows."""
 LARGEST_BLEND = 0.5
 """Greatest share of another drawing of the same concept that is laid over a drawing."""
+LARGEST_TURN, LARGEST_SLANT = 12, 0.12
+"""Greatest turn of a drawing in degrees, and shift of a row by its distance from the centre."""
+LARGEST_ZOOM, LARGEST_STRETCH = 1.2, 1.1
+"""Greatest factor on both sides, and on the width while the height is divided by it."""
+LARGEST_SHIFT = 0.06
+"""Greatest shift, as a share of the side."""
+LARGEST_GAMMA, LARGEST_SATURATION = 1.2, 0.3
+"""Greatest exponent of a colour channel in 0-1, and greatest change of the saturation."""
 EMOJI_TEXTS = {("en", "name"): 4, ("en", "keywords"): 1, ("zh", "name"): 2, ("zh", "keywords"): 1}
 """How often an emoji is trained on with each of its texts, in turns out of eight."""
 
@@ -38,8 +41,8 @@ class CaptionedImages:
 
     ``drawings[i]`` are rows of ``dataset`` that show thing ``i``, ``input_ids[i, v]`` is caption
     ``v`` of it. So nothing comes up twice in a batch, where its caption would count as wrong for
-    the other drawing. ``augment`` blends and crops (``augment_drawings``); images are never
-    flipped, as captions speak of left and right. ``statistics`` are the mean and deviation that
+    the other drawing. ``augment`` changes drawings (``augment_drawings``); none is mirrored,
+    as captions speak of left and right. ``statistics`` are the mean and deviation that
     they are normalised with.
     """
 
@@ -84,18 +87,46 @@ def augment_drawings(
     num_rows: int | None = None,
     share: slice = slice(None),
 ) -> UInt8[Tensor, "share 3 height width"]:
-    """Lay ``others``, drawings of the same things, faintly over ``images``; then a random crop.
+    """``images`` as another hand might have drawn them.
 
-    The blend is a drawing in a style between two, as mixup has it (Zhang et al. 2018), but within
-    one concept, so that the caption stays true. ``images`` are the ``share`` of a batch of
-    ``num_rows``, for all of which numbers are drawn.
+    Lays ``others``, drawings of the same things, faintly over them: a style between two, as mixup
+    has it (Zhang et al. 2018), but within one concept, so that the caption stays true. Then turns,
+    stretches, slants and shifts each on white, and changes its colours. ``images`` are the
+    ``share`` of a batch of ``num_rows``, for all of which numbers are drawn.
     """
-    height, width = images.shape[-2:]
     num_rows = len(images) if num_rows is None else num_rows
-    weights = LARGEST_BLEND * torch.rand(num_rows, generator=generator)[share, None, None, None]
-    boxes = sample_crop_boxes(num_rows, height, width, CROP_SCALE, generator=generator)[share]
-    blended = torch.lerp(images.float(), others.float(), weights).round().to(torch.uint8)
-    return crop_and_resize(blended, boxes, (height, width))
+    weight, *spread = torch.rand(11, num_rows, generator=generator)[:, share]
+    weight = LARGEST_BLEND * weight[:, None, None, None]
+    spread = [2 * numbers - 1 for numbers in spread]
+    blended = torch.lerp(to_float(images), to_float(others), weight)
+    placed = affine(blended, _placements(*spread[:6], side=images.shape[-1]), fill=1.0)
+    return to_uint8(_recolour(placed, *spread[6:]))
+
+
+def _placements(
+    turn: PerImage,
+    zoom: PerImage,
+    stretch: PerImage,
+    slant: PerImage,
+    right: PerImage,
+    down: PerImage,
+    side: int,
+) -> Float[Tensor, "batch 2 3"]:
+    """From numbers in [-1, 1], where ``affine`` looks for each pixel."""
+    cos, sin = (f(math.radians(LARGEST_TURN) * turn) for f in (torch.cos, torch.sin))
+    across = LARGEST_ZOOM**zoom * LARGEST_STRETCH**stretch
+    along = LARGEST_ZOOM**zoom / LARGEST_STRETCH**stretch
+    first = [across * cos, across * (LARGEST_SLANT * slant - sin), LARGEST_SHIFT * side * right]
+    second = [along * sin, along * cos, LARGEST_SHIFT * side * down]
+    return torch.stack([torch.stack(first, 1), torch.stack(second, 1)], 1)
+
+
+def _recolour(
+    images: Batch, red: PerImage, green: PerImage, blue: PerImage, saturation: PerImage
+) -> Batch:
+    """A gamma of its own for each channel, then more or less colour, from numbers in [-1, 1]."""
+    gamma = LARGEST_GAMMA ** torch.stack([red, green, blue], 1)[:, :, None, None]
+    return adjust_saturation(images.clamp(0, 1) ** gamma, 1 + LARGEST_SATURATION * saturation)
 
 
 def emoji_captions(

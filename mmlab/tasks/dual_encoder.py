@@ -41,10 +41,13 @@ class DualEncoder:
     def encode_images(
         self, images: Sequence[UInt8[Tensor, "3 _ _"]] | UInt8[Tensor, "batch 3 _ _"]
     ) -> Float[Tensor, "batch dim"]:
-        """Unit vectors of pictures of any size: resized, cut to the middle square, normalised."""
+        """Unit vectors of pictures of any size: resized, cut to the middle square, normalised.
+
+        Resized with the bicubic filter, as the official CLIP does (openai/CLIP, ``clip/clip.py``).
+        """
         size = self.network.config.image_size
-        squares = [center_crop(resize(image, size), size) for image in images]
-        return torch.cat([self._image_features(part) for part in _parts(squares)])
+        squares = _squares(images, size)
+        return torch.cat([self._image_features(part) for part in squares.split(BATCH_SIZE)])
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
@@ -59,14 +62,13 @@ class DualEncoder:
         )
 
     def encode_dataset(self, dataset: Emoji | Scenes) -> Float[Tensor, "num dim"]:
-        """Unit vectors of all images of a data set, which has made them of the right size."""
+        """Unit vectors of all images of a data set."""
         rows = torch.arange(len(dataset)).split(BATCH_SIZE)
-        with torch.no_grad():
-            parts = [self._image_features(dataset.images(part)) for part in rows]
-        return torch.cat(parts)
+        return torch.cat([self.encode_images(dataset.images(part)) for part in rows])
 
-    def _image_features(self, images: Sequence[Tensor] | Tensor) -> Float[Tensor, "batch dim"]:
-        images = images if isinstance(images, Tensor) else torch.stack(list(images))
+    def _image_features(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"]:
         statistics = image_statistics(self.network.config)
         prepared = normalize(images, *statistics).to(self.device)
         return self.network.encode_image(prepared).cpu()
@@ -80,15 +82,19 @@ def load_dual_encoder(
     CheckpointError if the file is of another model, or holds no tokenizer where none is given.
     """
     metadata = read_checkpoint(file).metadata
-    if tokenizer is None:
-        if TOKENIZER not in metadata:
-            raise CheckpointError(f"{str(file)!r} holds no tokenizer; it was not trained here")
-        tokenizer = Tokenizer.from_json(metadata[TOKENIZER], f"{TOKENIZER!r} of {str(file)!r}")
-    overrides = _other_settings(name, saved_config(metadata))
+    tokenizer = tokenizer or read_saved_tokenizer(metadata, file)
+    overrides = other_settings(name, saved_config(metadata))
     return DualEncoder(create_model(name, pretrained=file, **overrides).eval(), tokenizer)
 
 
-def _other_settings(name: str, saved: Mapping[str, object]) -> dict[str, object]:
+def read_saved_tokenizer(metadata: Mapping[str, str], file: str | Path) -> Tokenizer:
+    """The tokenizer in the metadata of ``file``; CheckpointError if there is none."""
+    if TOKENIZER not in metadata:
+        raise CheckpointError(f"{str(file)!r} holds no tokenizer; it was not trained here")
+    return Tokenizer.from_json(metadata[TOKENIZER], f"{TOKENIZER!r} of {str(file)!r}")
+
+
+def other_settings(name: str, saved: Mapping[str, object]) -> dict[str, object]:
     """What a file's configuration has other than ``name``, such as the size of the vocabulary."""
     usual = asdict(model_config(name))
     return {key: value for key, value in saved.items() if key in usual and value != usual[key]}
@@ -122,5 +128,10 @@ def dataset_zero_shot(
     return zero_shot(encoder.encode_dataset(dataset), features, labels)
 
 
-def _parts(images: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    return [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
+def _squares(
+    images: Sequence[UInt8[Tensor, "3 _ _"]] | UInt8[Tensor, "batch 3 _ _"], size: int
+) -> UInt8[Tensor, "batch 3 _ _"]:
+    """The middle squares of pictures, at one time where all are of one size."""
+    if not isinstance(images, Tensor):
+        return torch.cat([_squares(image[None], size) for image in images])
+    return center_crop(resize(images, size, interpolation="bicubic"), size)

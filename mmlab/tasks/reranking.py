@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from mmlab.models.albef import ALBEF
+from mmlab.models.blip import BLIP
 from mmlab.tasks.retrieval import Retrieval, ranks_of_scores, summarize
 
 NO_CANDIDATE = -100.0
@@ -47,7 +48,7 @@ def rerank(
 
 @torch.no_grad()
 def reranked_scores(
-    model: ALBEF,
+    model: ALBEF | BLIP,
     images: Float[Tensor, "images channels height width"],
     input_ids: Int[Tensor, "texts tokens"],
     text_valid: Tensor | None = None,
@@ -57,7 +58,8 @@ def reranked_scores(
     """Both tables of scores: each image's ``k`` best texts, each text's ``k`` best images.
 
     Candidates come from the cosines, the scores from the matching head's output for "fits"
-    (``Retrieval.py`` of the official code). ``text_valid`` as in ``ALBEF.forward``.
+    (``Retrieval.py`` of ALBEF); BLIP adds the cosine (``train_retrieval.py``) and reads each text
+    anew with each image. ``text_valid`` as in ``ALBEF.forward``.
     """
     valid = input_ids != 0 if text_valid is None else text_valid.bool()
     image_tokens = torch.cat([model.image_tokens(part) for part in images.split(batch_size)])
@@ -66,16 +68,20 @@ def reranked_scores(
     cosines = model.image_features(image_tokens) @ model.text_features(text_tokens).T
 
     def score(image_rows: Tensor, text_rows: Tensor) -> Tensor:
-        chosen = (text_tokens[text_rows], (image_tokens[image_rows],), valid[text_rows])
-        return model.matching_logits(model.fuse(*chosen))[:, 1]
+        texts = (input_ids if is_blip else text_tokens)[text_rows]
+        meet = model.ground if is_blip else model.fuse
+        fused = meet(texts, (image_tokens[image_rows],), valid[text_rows])
+        return model.matching_logits(fused)[:, 1]
 
-    to_texts = rerank(cosines, k, score, batch_size=batch_size)
-    to_images = rerank(cosines.T, k, lambda t, i: score(i, t), batch_size=batch_size)
+    is_blip = isinstance(model, BLIP)
+    settings = {"similarity_weight": float(is_blip), "batch_size": batch_size}
+    to_texts = rerank(cosines, k, score, **settings)
+    to_images = rerank(cosines.T, k, lambda t, i: score(i, t), **settings)
     return to_texts, to_images
 
 
 def reranked_retrieval(
-    model: ALBEF,
+    model: ALBEF | BLIP,
     images: Float[Tensor, "images channels height width"],
     input_ids: Int[Tensor, "texts tokens"],
     image_ids: Int[Tensor, " images"],

@@ -40,8 +40,9 @@ def test_the_cost_of_clip_is_that_of_its_sheet(name, image, text):
         replace(clip.CLIP_RN50, stages=(1, 2, 3, 1)),
         replace(clip.CLIP_RN50X4, stages=(2, 1, 1, 2)),
         clip.CLIP_MINI,
+        clip.CLIP_VIT_MINI,
     ],
-    ids=["transformer", "resnet", "wide-resnet", "conv-stem"],
+    ids=["transformer", "resnet", "wide-resnet", "mini-resnet", "conv-stem"],
 )
 def test_macs_are_those_that_pytorch_counts(config):
     with torch.device("meta"):
@@ -82,8 +83,8 @@ def test_clip_in_a_few_numbers():
 
 
 def test_the_shapes_are_those_of_a_pass():
-    about = describe("clip-mini")
-    model = create_model("clip-mini").eval()
+    about = describe("clip-vit-mini")
+    model = create_model("clip-vit-mini").eval()
     ids = torch.ones(about["texts"], dtype=torch.long)
     tokens = model.image_encoder.forward_tokens(torch.zeros(about["images"]))
     assert list(tokens.shape) == about["image_tokens"]

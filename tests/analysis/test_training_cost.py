@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmlab.analysis.training_cost import A100_BF16_PEAK, TrainingCost, recipe_cost, steps_for
 from mmlab.datasets.shards import _expand
-from mmlab.models.clip import CLIP, CLIP_MINI, CLIP_VIT_B_16, CLIPPretraining
+from mmlab.models.clip import CLIP, CLIP_VIT_B_16, CLIP_VIT_MINI, CLIPPretraining
 from mmlab.training.recipe import read_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "large" / "clip-vit-b-16-cc12m.yaml"
@@ -44,7 +44,7 @@ def test_shorter_captions_cost_less():
 
 def test_a_step_has_the_flops_pytorch_counts():
     """The backward pass of the first layer needs no gradient of the pixels, hence a bit less."""
-    config = replace(CLIP_MINI, stem="linear")
+    config = replace(CLIP_VIT_MINI, stem="linear")
     batch_size = 6
     cost = TrainingCost(config, 1, batch_size, mfu=1.0)
     torch.manual_seed(0)

@@ -213,9 +213,9 @@ def test_a_resnet_is_no_transformer(tmp_path):
 
 
 def test_metadata_restore_the_configuration(tmp_path):
-    model = create_model("clip-mini", vocab_size=50, depth=1, text_depth=1, activation="gelu")
+    model = create_model("clip-vit-mini", vocab_size=50, depth=1, text_depth=1, activation="gelu")
     save(model, tmp_path / "a.safetensors")
     assert "mmlab.config" in read_checkpoint(tmp_path / "a.safetensors").metadata
     options = dict(vocab_size=50, depth=1, text_depth=1)
-    loaded = create_model("clip-mini", pretrained=tmp_path / "a.safetensors", **options)
-    assert loaded.config == replace(model_config("clip-mini"), activation="gelu", **options)
+    loaded = create_model("clip-vit-mini", pretrained=tmp_path / "a.safetensors", **options)
+    assert loaded.config == replace(model_config("clip-vit-mini"), activation="gelu", **options)

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import mmlab
+from mmlab.datasets import emoji
 from mmlab.hub import CheckpointError, list_mini_checkpoints, mini_checkpoint, read_checkpoint
 from mmlab.tasks.classification import accuracy, emoji_images
+from mmlab.tasks.dual_encoder import dataset_retrieval, load_dual_encoder
 from mmlab.training.recipe import parse_recipe
 
 NAMES = tuple(list_mini_checkpoints())
@@ -67,6 +69,18 @@ def test_the_recorded_accuracy_is_met_again(name, split, vit_mini):
     assert abs(measured.accuracy - recorded["accuracy"]) <= 0.005
     assert recorded["num_images"] == measured.num_images
     assert measured.accuracy > 2 * recorded["commonest_class"]
+
+
+@pytest.mark.parametrize(("language", "name"), [("en", "fluent"), ("zh", "fluent_chinese")])
+def test_clip_mini_finds_names_in_a_style_it_never_saw(language, name):
+    file = mini_checkpoint("clip-mini")
+    recorded = json.loads(read_checkpoint(file).metadata["mmlab.metrics"])[name]
+    clip_mini = load_dual_encoder("clip-mini", file)
+    found = dataset_retrieval(clip_mini, emoji("train", "fluent"), language).figures()
+    assert found["num_texts"] >= 1400
+    assert found["image_to_text"]["r@1"] >= 0.35 and found["image_to_text"]["r@5"] >= 0.6
+    for way in ("image_to_text", "text_to_image"):
+        assert abs(found[way]["r@1"] - recorded[way]["r@1"]) <= 0.005
 
 
 def test_a_fresh_head_and_other_sizes_fit_half_precision_weights():

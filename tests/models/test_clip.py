@@ -100,7 +100,7 @@ def test_parameter_counts(name, total, image_side, text_side):
 
 def test_every_size_is_counted():
     names = {name for name, value in vars(clip).items() if isinstance(value, CLIPConfig)}
-    assert names == {name for name, *_ in COUNTS} | {"CLIP_MINI"}
+    assert names == {name for name, *_ in COUNTS} | {"CLIP_MINI", "CLIP_VIT_MINI"}
 
 
 @pytest.mark.parametrize(
@@ -410,11 +410,15 @@ def test_the_scale_stays_below_100_and_may_fall_again():
     assert model.logit_scale.grad != 0
 
 
-def test_a_small_model_learns_its_batch():
+MINIS = pytest.mark.parametrize("mini", [clip.CLIP_MINI, clip.CLIP_VIT_MINI], ids=["rn", "vit"])
+
+
+@MINIS
+def test_a_small_model_learns_its_batch(mini):
     torch.manual_seed(0)
-    model = CLIP(replace(clip.CLIP_MINI, vocab_size=50))
+    model = CLIP(replace(mini, vocab_size=50))
     training = CLIPPretraining(model).train()
-    batch = batch_of(clip.CLIP_MINI, size=8)
+    batch = batch_of(mini, size=8)
     batch["input_ids"][batch["input_ids"] == 49] = 3
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     history = []
@@ -427,8 +431,9 @@ def test_a_small_model_learns_its_batch():
     assert history[0] > 1.5 and history[-1] < 0.3
 
 
-def test_the_mini_model_is_small():
-    assert count_parameters(CLIP(clip.CLIP_MINI)) < 2_500_000
+@MINIS
+def test_a_mini_model_is_small(mini):
+    assert count_parameters(CLIP(mini)) < 2_500_000
 
 
 # Wrong values

@@ -3,6 +3,7 @@ import torch
 
 from mmlab.datasets import Emoji
 from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, denormalize, to_uint8
+from mmlab.tasks import captions
 from mmlab.tasks.captions import augment_drawings, emoji_captions, same_labels, scene_captions
 
 
@@ -75,10 +76,97 @@ def test_augmentation_changes_each_picture_and_keeps_its_form():
     assert all(not torch.equal(a, b) for a, b in zip(images, changed, strict=True))
 
 
-def test_the_other_drawing_is_the_fainter_of_the_two():
-    black, white = torch.zeros(200, 3, 8, 8).byte(), torch.full((200, 3, 8, 8), 255).byte()
-    blends = augment_drawings(black, white, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+def only(monkeypatch, name):
+    """Nothing but ``name`` changes a drawing."""
+    still = {"BLEND": 0, "TURN": 0, "SLANT": 0, "ZOOM": 1, "STRETCH": 1, "SHIFT": 0, "GAMMA": 1}
+    for other, nothing in {**still, "SATURATION": 0}.items():
+        if other != name:
+            monkeypatch.setattr(captions, f"LARGEST_{other}", nothing)
+
+
+def augmented(image, count=200):
+    """``count`` changed copies of one image, with its negative as the other drawing."""
+    images = image.expand(count, -1, -1, -1)
+    return augment_drawings(images, 255 - images, torch.Generator().manual_seed(0))
+
+
+def test_the_other_drawing_is_the_fainter_of_the_two(monkeypatch):
+    only(monkeypatch, "BLEND")
+    blends = augmented(torch.zeros(3, 8, 8).byte()).flatten(1)
+    assert (blends == blends[:, :1]).all()
     assert 0 <= blends.min() < 10 and 118 < blends.max() <= 128
+
+
+@pytest.fixture
+def spot():
+    """Black on white, at the end of a horizontal arm from the centre."""
+    image = torch.full((3, 41, 41), 255).byte()
+    image[:, 19:22, 32:35] = 0
+    return image
+
+
+def places(images):
+    """Centres of gravity of what is dark, from the image's centre: x and y."""
+    dark = 1 - images[:, 0].float() / 255
+    axis = torch.arange(41) - 20.0
+    mass = dark.sum((1, 2))
+    return (dark.sum(1) @ axis) / mass, (dark.sum(2) @ axis) / mass
+
+
+def test_a_turn_keeps_the_distance_and_stays_within_its_angle(monkeypatch, spot):
+    only(monkeypatch, "TURN")
+    x, y = places(augmented(spot))
+    angle = torch.rad2deg(torch.atan2(y, x)).abs().max()
+    assert 0.9 * captions.LARGEST_TURN < angle < 1.05 * captions.LARGEST_TURN
+    assert (torch.hypot(x, y) - 13).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("name", ["ZOOM", "STRETCH"])
+def test_a_zoom_and_a_stretch_move_along_the_arm(monkeypatch, spot, name):
+    only(monkeypatch, name)
+    x, y = places(augmented(spot))
+    largest = getattr(captions, f"LARGEST_{name}")
+    assert 13 / largest - 0.3 < x.min() < 13 * (1.03 / largest)
+    assert y.abs().max() < 0.1
+
+
+def test_a_slant_and_a_shift_go_no_further_than_they_may(monkeypatch, spot):
+    only(monkeypatch, "SHIFT")
+    x, y = places(augmented(spot))
+    most = captions.LARGEST_SHIFT * 41
+    assert 0.9 * most < (x - 13).abs().max() <= most + 0.1
+    assert 0.9 * most < y.abs().max() <= most + 0.1
+    monkeypatch.undo()
+    only(monkeypatch, "SLANT")
+    x, y = places(augmented(spot.transpose(1, 2)))
+    assert 0.9 * captions.LARGEST_SLANT < (x / y).abs().max() < 1.05 * captions.LARGEST_SLANT
+    assert (y - 13).abs().max() < 0.1
+
+
+def test_what_comes_in_from_outside_is_white():
+    white = torch.full((50, 3, 8, 8), 255).byte()
+    assert (augment_drawings(white, white, torch.Generator().manual_seed(0)) == 255).all()
+
+
+def test_colours_change_channel_by_channel_and_white_and_black_stay(monkeypatch):
+    only(monkeypatch, "GAMMA")
+    image = torch.tensor([[0, 128, 255]]).byte().expand(3, 4, 3)
+    black, grey, white = augmented(image).unbind(-1)
+    assert (black == 0).all() and (white == 255).all()
+    bounds = [255 * (128 / 255) ** power for power in (1.2, 1 / 1.2)]
+    assert (
+        bounds[0] - 1 <= grey.min() < bounds[0] + 3 and bounds[1] - 3 < grey.max() <= bounds[1] + 1
+    )
+    assert not torch.equal(grey[:, 0], grey[:, 1])
+
+
+def test_saturation_changes_colours_and_leaves_grey(monkeypatch):
+    only(monkeypatch, "SATURATION")
+    grey = torch.full((3, 4, 4), 90).byte()
+    assert (augmented(grey) == 90).all()
+    red = torch.tensor([200, 100, 100]).byte()[:, None, None].expand(3, 4, 4)
+    spread = (lambda x: x[:, 0, 0, 0] - x[:, 1, 0, 0])(augmented(red).float())
+    assert 70 <= spread.min() < 75 and 125 < spread.max() <= 130
 
 
 def test_a_concept_comes_with_its_drawings_and_no_others(emoji):

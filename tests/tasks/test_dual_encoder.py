@@ -8,7 +8,7 @@ from mmlab.datasets import train_wordpiece
 from mmlab.datasets.tokenizer import Tokenizer
 from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from mmlab.hub import CheckpointError, save
-from mmlab.models.clip import CLIP, CLIP_MINI
+from mmlab.models.clip import CLIP, CLIP_MINI, CLIP_VIT_MINI
 from mmlab.models.flip import FLIP, FLIP_MINI
 from mmlab.tasks.dual_encoder import (
     TOKENIZER,
@@ -26,7 +26,7 @@ CAPTIONS = datasets.emoji("train", "noto").captions("en")
 def encoder():
     torch.manual_seed(0)
     tokenizer = train_wordpiece(CAPTIONS, 400)
-    config = replace(CLIP_MINI, vocab_size=tokenizer.vocab_size, depth=1, text_depth=1)
+    config = replace(CLIP_VIT_MINI, vocab_size=tokenizer.vocab_size, depth=1, text_depth=1)
     return DualEncoder(CLIP(config).eval(), tokenizer)
 
 
@@ -36,6 +36,16 @@ def test_images_of_the_data_set_and_as_pictures_are_encoded_alike(encoder):
     whole = encoder.encode_dataset(emoji)
     torch.testing.assert_close(encoder.encode_images(few), whole[:5], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(whole.norm(dim=-1), torch.ones(len(emoji)))
+
+
+def test_a_data_set_of_another_size_is_resized(encoder):
+    stored, made = (
+        datasets.emoji("held_out", "noto"),
+        datasets.emoji("held_out", "noto", image_size=64),
+    )
+    larger = replace(CLIP_MINI, vocab_size=encoder.tokenizer.vocab_size)
+    larger = DualEncoder(CLIP(larger).eval(), encoder.tokenizer)
+    assert torch.equal(larger.encode_dataset(stored), larger.encode_dataset(made))
 
 
 def test_pictures_of_any_size(encoder):
@@ -84,18 +94,18 @@ def test_a_caption_of_several_vendors_is_one_text(encoder):
 def test_a_file_brings_its_tokenizer(encoder, tmp_path):
     file = tmp_path / "clip.safetensors"
     save(encoder.network, file, metadata={TOKENIZER: encoder.tokenizer.to_json()})
-    loaded = load_dual_encoder("clip-mini", file)
+    loaded = load_dual_encoder("clip-vit-mini", file)
     texts = ["grinning face", "黑猫", "red heart"]
     assert torch.equal(loaded.encode_texts(texts), encoder.encode_texts(texts))
     assert loaded.network.config == encoder.network.config
     save(encoder.network, file)
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        load_dual_encoder("clip-mini", file)
-    given = load_dual_encoder("clip-mini", file, encoder.tokenizer)
+        load_dual_encoder("clip-vit-mini", file)
+    given = load_dual_encoder("clip-vit-mini", file, encoder.tokenizer)
     assert torch.equal(given.encode_texts(texts), encoder.encode_texts(texts))
     save(encoder.network, file, metadata={TOKENIZER: "{}"})
     with pytest.raises(ValueError, match="is not a tokenizer saved by mmlab"):
-        load_dual_encoder("clip-mini", file)
+        load_dual_encoder("clip-vit-mini", file)
 
 
 def test_a_tokenizer_as_text(encoder):
@@ -145,6 +155,6 @@ def test_an_index_is_kept_for_each_folder_and_model(tmp_path, monkeypatch):
     assert first.is_relative_to(tmp_path) and first == default_index("a", "m")
     assert len({first, default_index("b", "m"), default_index("a", "n")}) == 3
     (tmp_path / "w").write_bytes(b"1")
-    one = model_id("clip-mini", tmp_path / "w")
+    one = model_id("clip-vit-mini", tmp_path / "w")
     (tmp_path / "w").write_bytes(b"2")
-    assert one.startswith("clip-mini ") and model_id("clip-mini", tmp_path / "w") != one
+    assert one.startswith("clip-vit-mini ") and model_id("clip-vit-mini", tmp_path / "w") != one

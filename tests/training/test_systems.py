@@ -1,6 +1,7 @@
-"""Dual encoders in the engine: what they train on, that they resume, how they are measured."""
+"""Systems in the engine: what they train on, that they resume, how they are measured."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,19 +10,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmlab import cli, datasets
+from mmlab.datasets.scenes import QUESTION_KINDS
 from mmlab.hub import CheckpointError
-from mmlab.training.evaluation import tasks_of
+from mmlab.tasks.fusion import load_fusion
+from mmlab.training.evaluation import choose, tasks_of
 from mmlab.training.run import load_encoder, read_metrics, recipe_of, run, training_data
-from tests.training.tiny import TINY, TINY_CLIP
+from tests.training.tiny import TINY, TINY_CLIP, TINY_VILT, write_recipe
 
 TINY_FLIP = replace(
     TINY_CLIP,
     system="flip",
+    size="mini",
     data="scenes",
     num_images=64,
     model={k: v for k, v in TINY_CLIP.model.items() if k != "stem"} | {"image_size": 32},
 )
-RECIPES = {"clip": TINY_CLIP, "flip": TINY_FLIP}
+DUAL_ENCODERS = ("clip", "flip")
+RECIPES = {"clip": TINY_CLIP, "flip": TINY_FLIP, "vilt": TINY_VILT}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(name, runs, tmp_p
     assert all(torch.equal(ones[key], twos[key]) for key in ones)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
 def test_finished_weights_bring_their_tokenizer(name, runs):
     file = runs / name / "model.safetensors"
     recipe = recipe_of(file)
@@ -157,6 +162,149 @@ def test_what_captions_give_cannot_be_set(settings, message, tmp_path):
 def test_each_system_has_tasks():
     assert tasks_of("vit") == ("classification",)
     assert tasks_of("clip") == tasks_of("flip") == ("retrieval", "zero-shot")
+    assert tasks_of("vilt") == ("retrieval", "vqa")
+
+
+# Text and image read together.
+
+
+def test_a_vilt_learns_with_all_of_its_heads(runs):
+    first = read_metrics(runs / "vilt" / "metrics.jsonl")[0]
+    parts = {"masked_words", "matching", "alignment", "answers"}
+    assert parts < first.keys()
+    assert first["loss"] == pytest.approx(sum(first[part] for part in parts), rel=1e-5)
+    assert first["matching"] == pytest.approx(math.log(2), abs=0.3)
+
+
+def test_a_finished_vilt_brings_its_words_and_answers(runs):
+    file = runs / "vilt" / "model.safetensors"
+    assert recipe_of(file) == TINY_VILT
+    model, data = load_fusion("vilt-mini", file), training_data(TINY_VILT)
+    assert model.tokenizer.to_json() == data.tokenizer.to_json()
+    assert model.answers == data.answers and "yes" in model.answers
+
+
+def test_questions_stand_beside_those_on_held_out_combinations(mmlab, runs):
+    options = ("--task", "vqa", "--num-images", 10, "--json")
+    code, out, _ = mmlab("evaluate", "vilt", "--checkpoint", runs / "vilt", *options)
+    figures = json.loads(out)
+    assert code == 0 and figures["split"] == "test" and figures["num_images"] == 10
+    for part in (figures, figures["held_out"]):
+        assert part["num_questions"] > 40 and set(part["by_kind"]) == set(QUESTION_KINDS)
+        assert all(0 <= part[k] <= 1 for k in ("accuracy", "wrong_image", "question_only"))
+
+
+def test_retrieval_scores_every_pair(mmlab, runs):
+    options = ("--num-images", 6, "--split", "held_out", "--json")
+    code, out, _ = mmlab("evaluate", "vilt", "--checkpoint", runs / "vilt", *options)
+    figures = json.loads(out)
+    assert code == 0 and figures["task"] == "retrieval" and "held_out" not in figures
+    assert figures["num_images"] == figures["num_texts"] == 6
+    assert figures["image_to_text"]["r@10"] == 1 and 0 <= figures["matching_accuracy"] <= 1
+
+
+def test_joint_retrieval_is_usually_among_fewer():
+    assert choose("scenes", {}, "vilt", "retrieval")["num_images"] == 100
+    assert choose("scenes", {"num_images": 7}, "vilt", "retrieval")["num_images"] == 7
+    assert choose("scenes", {}, "vilt", "vqa")["num_images"] == 1000
+
+
+def continued(runs, **changes):
+    start = str(runs / "vilt" / "model.safetensors")
+    model = TINY_VILT.model | changes
+    return replace(TINY_VILT, start=start, seed=5, steps=1, lr=1e-12, warmup=0, model=model)
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(runs, tmp_path):
+    recipe = continued(runs, heads=("answer",))
+    run(recipe, tmp_path / "run")
+    old, new = (load_file(f / "model.safetensors") for f in (runs / "vilt", tmp_path / "run"))
+    assert all(key.startswith(("heads.words.", "heads.match.")) for key in old.keys() - new.keys())
+    for key, tensor in new.items():
+        torch.testing.assert_close(tensor, old[key], atol=1e-6, rtol=0)
+    # Words are numbered as before, though these scenes would give others.
+    words = [load_fusion("vilt-mini", f).tokenizer.to_json() for f in files_of(runs, tmp_path)]
+    assert words[0] == words[1]
+
+
+def files_of(runs, tmp_path):
+    return runs / "vilt" / "model.safetensors", tmp_path / "run" / "model.safetensors"
+
+
+def test_a_ranking_head_starts_as_the_matching_head(runs, tmp_path):
+    run(continued(runs, heads=("rank",)), tmp_path / "run")
+    old, new = map(load_file, files_of(runs, tmp_path))
+    match, rank = old["heads.match.weight"][1:], new["heads.rank.weight"]
+    torch.testing.assert_close(rank, match, atol=1e-6, rtol=0)
+
+
+def test_the_command_line_tells_where_to_start(mmlab, runs, tmp_path):
+    config = write_recipe(continued(runs, heads=("answer",)), tmp_path)
+    options = ("--config", config, "--out", tmp_path / "run", "--start", "nowhere.safetensors")
+    code, out, err = mmlab("train", *options)
+    assert (code, out) == (2, "") and "'nowhere.safetensors'" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_trunk_starts_from_a_vit(tmp_path):
+    model = {k: v for k, v in TINY_VILT.model.items() if k != "heads"} | {"stem": "linear"}
+    run(replace(TINY, data="scenes", num_images=24, steps=1, model=model), tmp_path / "vit")
+    start = str(tmp_path / "vit" / "model.safetensors")
+    run(replace(TINY_VILT, start=start, steps=1, lr=1e-12, warmup=0), tmp_path / "run")
+    vit, vilt = (load_file(tmp_path / f / "model.safetensors") for f in ("vit", "run"))
+    trunk = [key for key in vit if key.startswith(("blocks.", "norm.", "patch_embedding."))]
+    assert len(trunk) > 10
+    for key in trunk:
+        torch.testing.assert_close(vilt[key], vit[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": "emoji"}, "data must be scenes: a vilt learns from their captions"),
+        ({"target": "count"}, "target must be left out: the heads of a vilt say what it learns"),
+        ({"label_smoothing": 0.1}, "label_smoothing must be left out"),
+        ({"model": {"heads": ["sound"]}}, r"heads must be some of words, .* got \('sound',\)"),
+        ({"model": {"heads": []}}, "heads must be the heads to train, and not empty"),
+        ({"model": {"heads": ["words"]}}, "no 'match' head"),
+        ({"model": {"num_classes": 3}}, "model must not set num_classes: the data give it"),
+        ({"start": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"num_images": 1, "batch_size": 1}, "num_images must be at least 2, for false pairs"),
+    ],
+)
+def test_a_vilt_that_cannot_be_trained_is_told(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(replace(TINY_VILT, **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_of_another_shape_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot start with .* must have the same shape"):
+        run(continued(runs, dim=64), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is no 'vilt-mini'"):
+        start = str(runs / "clip" / "model.safetensors")
+        run(replace(TINY_VILT, start=start), tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", [TINY, TINY_CLIP])
+def test_other_systems_begin_afresh(recipe, tmp_path):
+    with pytest.raises(ValueError, match=r"start must be left out: a .* begins afresh"):
+        run(replace(recipe, start="x.safetensors"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "zero-shot"), "unknown task 'zero-shot'; there are retrieval, vqa"),
+        (("--language", "zh"), "--language must be en for a vilt"),
+        (("--vendor", "fluent"), "--vendor means nothing for scenes"),
+        (("--data", "emoji"), "unknown data to measure on 'emoji'; there are scenes"),
+        (("--task", "vqa", "--target", "count"), "--target means nothing for vqa"),
+    ],
+)
+def test_wrong_options_for_a_vilt_cost_one_line(mmlab, runs, arguments, message):
+    code, out, err = mmlab("evaluate", "vilt", "--checkpoint", runs / "vilt", *arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
 # Search in a folder.

@@ -21,12 +21,25 @@ TINY = Recipe(
 TINY_CLIP = replace(
     TINY,
     system="clip",
+    size="vit-mini",
     model={
         **{"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "embed_dim": 16},
         **{"text_dim": 32, "text_depth": 1, "text_num_heads": 2, "text_mlp_dim": 64},
         **{"patch_size": 16, "stem": "linear"},
     },
     batch_size=16,
+)
+
+
+TINY_VILT = replace(
+    TINY,
+    system="vilt",
+    data="scenes",
+    num_images=24,
+    model={
+        **{k: v for k, v in TINY.model.items() if k != "depth"},
+        **{"image_size": 32, "depth": 1, "heads": ("words", "match", "answer")},
+    },
 )
 
 

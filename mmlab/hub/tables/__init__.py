@@ -1,8 +1,8 @@
 """The layouts that mmlab knows: one file of tables a system."""
 
-from mmlab.hub.tables import albef, clip, flip, mae, vilt, vit
+from mmlab.hub.tables import albef, blip, clip, flip, mae, vilt, vit
 
-_TABLES = (vit, mae, clip, flip, vilt, albef)
+_TABLES = (vit, mae, clip, flip, vilt, albef, blip)
 
 LAYOUTS = {layout.name: layout for table in _TABLES for layout in table.LAYOUTS}
 

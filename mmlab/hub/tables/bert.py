@@ -10,15 +10,18 @@ from mmlab.hub.mapping import Row, linear, norm
 
 
 def attention_rows(
-    ours: str, theirs: str, context: str = "dim", group: str = ""
+    ours: str, theirs: str, context: str = "dim", group: str = "", number: str = ""
 ) -> tuple[Row, ...]:
-    """An attention with its norm; ``context`` names the axis that keys and values come from."""
-    attention, output = f"{theirs}.self", f"{theirs}.output"
+    """An attention without its norm; ``context`` names the axis that keys and values come from.
+
+    ``number`` is theirs where there are several in one place (``self0``, ``dense0``).
+    """
+    attention, output = f"{theirs}.self{number}", f"{theirs}.output"
     return (
         *linear(f"{ours}.q_proj", f"{attention}.query", "inner dim", group),
         *linear(f"{ours}.k_proj", f"{attention}.key", f"inner {context}", group),
         *linear(f"{ours}.v_proj", f"{attention}.value", f"inner {context}", group),
-        *linear(f"{ours}.out_proj", f"{output}.dense", "dim inner", group),
+        *linear(f"{ours}.out_proj", f"{output}.dense{number}", "dim inner", group),
     )
 
 
