@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmlab.analysis import attention_rollout, patch_distances, record_attention
 from mmlab.datasets.example import Example
 from mmlab.models.vit import ViTConfig
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.pictures import (
     check_normalisation,
     float32_bytes,
@@ -223,17 +223,12 @@ class AttentionDistance(Widget):
             "head": self.heads,
             "query": self.grid**2,
         }
-        name, value = proposal["trait"].name, proposal["value"]
-        if not 0 <= value < counts[name]:
-            raise ValueError(f"{name}={value}; allowed are 0 to {counts[name] - 1}")
-        return value
+        return within(proposal, 0, counts[proposal["trait"].name] - 1)
 
     @traitlets.validate("view")
     def _view_is_known(self, proposal):
         allowed = VIEWS if self.learned else ("patch", "rollout")
-        if proposal["value"] not in allowed:
-            raise ValueError(f"view={proposal['value']!r}; allowed are {', '.join(allowed)}")
-        return proposal["value"]
+        return listed(proposal, allowed)
 
     @property
     def grid(self) -> int:

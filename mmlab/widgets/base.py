@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import json
+import math
+from collections.abc import Collection
 from html import escape
 from importlib import resources
 from typing import Any
@@ -75,6 +77,26 @@ def to_script_json(state: dict[str, Any]) -> str:
     """
     text = json.dumps(state, default=_encode_bytes, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
+
+
+def listed(proposal: dict[str, Any], allowed: Collection[str]) -> Any:
+    """The proposed value of a trait; ValueError, with what is allowed, if it is none of these."""
+    name, value = proposal["trait"].name, proposal["value"]
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; allowed are {', '.join(allowed)}")
+    return value
+
+
+def within(proposal: dict[str, Any], low: float | int, high: float | int = math.inf) -> Any:
+    """The proposed value of a trait; ValueError if it is less than ``low`` or more than ``high``.
+
+    Without ``high`` there is no upper limit.
+    """
+    name, value = proposal["trait"].name, proposal["value"]
+    if not low <= value <= high:
+        limits = f"{low:.10g} and up" if high == math.inf else f"{low:.10g} to {high:.10g}"
+        raise ValueError(f"{name}={value}; allowed are {limits}")
+    return value
 
 
 class Widget(anywidget.AnyWidget):

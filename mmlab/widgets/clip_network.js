@@ -56,14 +56,16 @@ function softmax(scores) {
   return powers.map((power) => power / sum);
 }
 
-// Causal: a token looks at itself and at those before it.
-function attention(x, weights, name, { dim, heads, causal }) {
-  const [q, k, v] = ["q_proj", "k_proj", "v_proj"].map((part) => linear(x, layerOf(weights, `${name}.${part}`)));
+// Causal: a token looks at itself and at those before it. Of all tokens the first ask, or all.
+function attention(x, weights, name, { dim, heads, causal, asking = x.length / dim }) {
+  const part = (rows, projection) => linear(rows, layerOf(weights, `${name}.${projection}`));
+  const q = part(x.subarray(0, asking * dim), "q_proj");
+  const [k, v] = [part(x, "k_proj"), part(x, "v_proj")];
   const tokens = x.length / dim;
   const size = dim / heads;
-  const mixed = new Float32Array(x.length);
+  const mixed = new Float32Array(asking * dim);
   for (let head = 0; head < heads; head++) {
-    for (let i = 0; i < tokens; i++) {
+    for (let i = 0; i < asking; i++) {
       const at = (token) => token * dim + head * size;
       const seen = causal ? i + 1 : tokens;
       const scores = Array.from({ length: seen }, (_, j) => {
@@ -158,24 +160,20 @@ function batchNorm({ data, channels, size }, weights, name, eps) {
   return { data: y, channels, size };
 }
 
-function patchTokens(picture, { config, weights, batch_norm_eps }) {
-  const stem = "image_encoder.patch_embedding";
-  const projection = layerOf(weights, stem + ".projection");
-  if (config.stem === "linear") return convolution(picture, projection, config.patch_size, 0);
-  let map = picture;
-  for (let i = 0; `${stem}.layers.${i}.0.weight` in weights; i++) {
-    map = convolution(map, layerOf(weights, `${stem}.layers.${i}.0`), 2, 1);
-    map = batchNorm(map, weights, `${stem}.layers.${i}.1`, batch_norm_eps);
-    map.data = map.data.map(ACTIVATION.gelu);
-  }
-  return convolution(map, projection, 1, 0);
+// A convolution that keeps the size, but for its stride, and its norm.
+function convolutionNorm(map, { weights, batch_norm_eps }, convolutionName, normName, stride = 1) {
+  const layer = layerOf(weights, convolutionName);
+  const padding = layer.weight.shape[2] >> 1;
+  return batchNorm(convolution(map, layer, stride, padding), weights, normName, batch_norm_eps);
 }
 
-// A normalised picture → features of length 1 (CLIP.encode_image).
-function encodeImage(tower, picture) {
+const activated = (map, name) => ({ ...map, data: map.data.map(ACTIVATION[name]) });
+
+// A vision transformer: a normalised picture → the class token.
+function transformerFeatures(tower, picture) {
   const { config, weights } = tower;
   const { dim, num_heads: heads, norm_eps: eps, activation } = config;
-  const patches = patchTokens(picture, tower);
+  const patches = patchMap(picture, tower);
   const count = patches.size ** 2;
   const x = Float32Array.from(weights["image_encoder.position_embedding"].data);
   for (let d = 0; d < dim; d++) {
@@ -185,5 +183,69 @@ function encodeImage(tower, picture) {
   const entered = layerNorm(x, layerOf(weights, "image_encoder.norm_pre"), eps);
   const y = blocks(entered, weights, "image_encoder", config.depth, { dim, heads, eps, activation, causal: false });
   const read = layerNorm(y.slice(0, dim), layerOf(weights, "image_encoder.norm"), eps);
-  return normalised(linear(read, layerOf(weights, "image_projection")));
+  return linear(read, layerOf(weights, "image_projection"));
+}
+
+function patchMap(picture, tower) {
+  const stem = "image_encoder.patch_embedding";
+  const projection = layerOf(tower.weights, stem + ".projection");
+  if (tower.config.stem === "linear") return convolution(picture, projection, tower.config.patch_size, 0);
+  const map = tower.stem_strides.reduce((x, stride, i) =>
+    activated(convolutionNorm(x, tower, `${stem}.layers.${i}.0`, `${stem}.layers.${i}.1`, stride), "gelu"), picture);
+  return convolution(map, projection, 1, 0);
+}
+
+// CLIP's ResNet (mmlab.models.clip_resnet): a normalised picture → what its pooling makes of it.
+function resnetFeatures(tower, picture) {
+  let map = picture;
+  for (const i of [1, 2, 3]) map = resnetStep(map, tower, "image_encoder.stem", i, i === 1 ? 2 : 1);
+  map = averagePool(map, 2);
+  tower.config.stages.forEach((count, stage) => {
+    for (let i = 0; i < count; i++) map = bottleneck(map, tower, `image_encoder.stages.${stage}.${i}`, stage && !i ? 2 : 1);
+  });
+  return attentionPool(map, tower);
+}
+
+const resnetStep = (map, tower, name, i, stride = 1) =>
+  activated(convolutionNorm(map, tower, `${name}.conv${i}`, `${name}.norm${i}`, stride), "relu");
+
+function bottleneck(map, tower, name, stride) {
+  const inside = averagePool(resnetStep(resnetStep(map, tower, name, 1), tower, name, 2), stride);
+  const inner = convolutionNorm(inside, tower, name + ".conv3", name + ".norm3");
+  const changes = `${name}.shortcut.weight` in tower.weights;
+  const past = changes ? convolutionNorm(averagePool(map, stride), tower, name + ".shortcut", name + ".shortcut_norm") : map;
+  return activated({ ...inner, data: added(inner.data, past.data) }, "relu");
+}
+
+function averagePool({ data, channels, size }, by) {
+  const side = Math.floor(size / by);
+  const y = new Float32Array(channels * side * side).map((_, k) => {
+    const [column, row, c] = [k % side, Math.floor(k / side) % side, Math.floor(k / (side * side))];
+    let sum = 0;
+    for (let a = 0; a < by; a++) {
+      for (let b = 0; b < by; b++) sum += data[(c * size + row * by + a) * size + column * by + b];
+    }
+    return sum / (by * by);
+  });
+  return { data: y, channels, size: side };
+}
+
+// The average of all cells asks them and itself.
+function attentionPool({ data, channels: dim, size }, { weights, pool_heads: heads }) {
+  const count = size ** 2;
+  const x = Float32Array.from(weights["image_encoder.pool.position_embedding"].data);
+  for (let d = 0; d < dim; d++) {
+    for (let t = 0; t < count; t++) {
+      const value = data[d * count + t];
+      x[d] += value / count;
+      x[(t + 1) * dim + d] += value;
+    }
+  }
+  return attention(x, weights, "image_encoder.pool", { dim, heads, causal: false, asking: 1 });
+}
+
+// A normalised picture → features of length 1 (CLIP.encode_image).
+function encodeImage(tower, picture) {
+  const features = tower.config.stages.length ? resnetFeatures : transformerFeatures;
+  return normalised(features(tower, picture));
 }

@@ -27,15 +27,23 @@ function ranked(query, rows, scale) {
 
 // ---- Pictures
 
-// The weights of the triangle filter: which pixels of a line make each new one, as Pillow has it.
+// Keys' cubic with a = -1/2, Pillow's bicubic filter.
+function cubic(x) {
+  const far = Math.abs(x);
+  if (far >= 2) return 0;
+  return far < 1 ? (1.5 * far - 2.5) * far * far + 1 : ((-0.5 * far + 2.5) * far - 4) * far + 2;
+}
+
+// Which pixels of a line make each new one, and how much of each, as Pillow has it.
 function filterTaps(from, to) {
   const step = from / to;
-  const reach = Math.max(1, step);
+  const stretch = Math.max(1, step);
+  const reach = 2 * stretch;
   return Array.from({ length: to }, (_, k) => {
     const middle = (k + 0.5) * step;
     const first = Math.max(0, Math.round(middle - reach));
     const last = Math.min(from, Math.round(middle + reach));
-    const taps = Array.from({ length: last - first }, (_, j) => Math.max(0, 1 - Math.abs((first + j + 0.5 - middle) / reach)));
+    const taps = Array.from({ length: last - first }, (_, j) => cubic((first + j + 0.5 - middle) / stretch));
     const sum = taps.reduce((a, b) => a + b, 0);
     return { first, taps: taps.map((tap) => tap / sum) };
   });
@@ -43,7 +51,9 @@ function filterTaps(from, to) {
 
 // One channel of a picture, resized: across, then down, with whole numbers after each.
 function resizedChannel(values, [width, height], [newWidth, newHeight]) {
-  const along = (read, taps) => Math.round(taps.taps.reduce((sum, tap, j) => sum + tap * read(taps.first + j), 0));
+  // The cubic overshoots at edges.
+  const whole = (value) => Math.min(255, Math.max(0, Math.round(value)));
+  const along = (read, taps) => whole(taps.taps.reduce((sum, tap, j) => sum + tap * read(taps.first + j), 0));
   const across = filterTaps(width, newWidth);
   const narrow = Float32Array.from({ length: newWidth * height }, (_, k) =>
     along((x) => values[Math.floor(k / newWidth) * width + x], across[k % newWidth]));
@@ -140,8 +150,9 @@ function createParts(figure) {
 function assemble(figure, controls, parts) {
   const { t } = figure;
   const label = labelled(t("caption"), parts.input);
-  const bits = (name) => figure.get("towers")[name].bits;
-  const told = { scale: figure.number(figure.get("scale"), 1), text: bits("text"), image: bits("image") };
+  const { text, image } = figure.get("towers");
+  const scale = figure.number(figure.get("scale"), 1);
+  const computed = image ? t("about_image", { text: text.bits, image: image.bits }) : t("about_text_only", { text: text.bits });
   const form = h("form", {}, h("div", { class: "together" }, label, h("button", { type: "submit", class: "primary" }, t("search"))));
   const heading = (key) => h("p", { class: "heading" }, t(key));
   figure.root.append(
@@ -156,11 +167,11 @@ function assemble(figure, controls, parts) {
     parts.gallery,
     h("hr"),
     heading("reverse"),
-    h("p", { class: "quiet" }, t("reverse_text")),
-    h("div", { class: "controls" }, controls.picture.node, controls.file),
+    h("p", { class: "quiet" }, image ? t("reverse_text") : t("reverse_text_only")),
+    h("div", { class: "controls" }, controls.picture.node, image && controls.file),
     h("div", { class: "board" }, parts.picture, h("div", {}, parts.chosen, parts.captions)),
     h("details", {}, h("summary", {}, t("about")),
-      h("p", { class: "quiet" }, t("about_text", told)), parts.check),
+      h("p", { class: "quiet" }, t("about_text", { scale }), " ", computed), parts.check),
   );
   return form;
 }
@@ -184,10 +195,9 @@ function createTower(figure, name, onProgress) {
     arrived();
   });
   const fetched = async () => {
-    const { files, num_bytes } = figure.get("towers")[name];
-    const live = figure.get("source") === "live";
-    const blob = live ? await fromKernel() : await loadParts(figure.get("folder"), files, onProgress);
-    return unpackTower(blob.slice(0, num_bytes));
+    const contents = figure.get("towers")[name];
+    if (figure.get("source") !== "live") return sharedTower(figure.get("folder"), contents, onProgress);
+    return unpackTower((await fromKernel()).slice(0, contents.num_bytes));
   };
   return {
     now: () => tower,
@@ -208,7 +218,7 @@ class CLIPSearch {
     this.examples = rows("example_features");
     this.own = null;
     this.parts = createParts(figure);
-    this.towers = Object.fromEntries(["text", "image"].map((name) => [name, createTower(figure, name, (share) => this.showProgress(share))]));
+    this.towers = Object.fromEntries(Object.keys(figure.get("towers")).map((name) => [name, createTower(figure, name, (share) => this.showProgress(share))]));
     this.controls = this.createControls();
     this.form = assemble(figure, this.controls, this.parts);
     this.redraw = scheduler(() => this.update());
@@ -269,7 +279,7 @@ class CLIPSearch {
       if (!carriesFile(event)) return;
       event.preventDefault();
       const [file] = event.dataTransfer.files;
-      if (file) this.readOwn(file);
+      if (file && this.towers.image) this.readOwn(file);
     });
   }
 

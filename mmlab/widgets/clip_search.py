@@ -22,8 +22,8 @@ from mmlab.datasets.tokenizer import Tokenizer
 from mmlab.hub.shipped import list_mini_checkpoints, mini_checkpoint
 from mmlab.tasks.dual_encoder import DualEncoder, load_dual_encoder
 from mmlab.tasks.preparation import image_statistics
-from mmlab.widgets.base import Widget, module_source
-from mmlab.widgets.clip_pack import BITS, TOWERS, pack_tower, script_parts
+from mmlab.widgets.base import Widget, listed, module_source, within
+from mmlab.widgets.clip_pack import pack_towers, script_parts, tower_contents
 from mmlab.widgets.pictures import middle_square, named_images
 
 VIEWS = ("probability", "cosine")
@@ -68,6 +68,32 @@ def shipped_encoder() -> DualEncoder:
     return load_dual_encoder("clip-mini", mini_checkpoint("clip-mini"))
 
 
+def packed_towers(encoder: DualEncoder) -> dict[str, bytes]:
+    """``pack_towers(encoder)``; those of the shipped model, also under another name, once only."""
+    return _shipped_towers() if is_shipped(encoder) else pack_towers(encoder)
+
+
+def is_shipped(encoder: DualEncoder) -> bool:
+    """Whether these are the weights and the tokenizer of the mini CLIP that comes with mmlab."""
+    if "clip-mini" not in list_mini_checkpoints():
+        return False
+    shipped = shipped_encoder()
+    if encoder is shipped:
+        return True
+    own, known = encoder.network.state_dict(), shipped.network.state_dict()
+    return (
+        type(encoder.network) is type(shipped.network)
+        and encoder.network.config == shipped.network.config
+        and encoder.tokenizer.engine.to_str() == shipped.tokenizer.engine.to_str()
+        and all(torch.equal(own[name].cpu(), known[name]) for name in known)
+    )
+
+
+@cache
+def _shipped_towers() -> dict[str, bytes]:
+    return pack_towers(shipped_encoder())
+
+
 def gallery() -> list[Example]:
     """The drawings of ``GALLERY`` in a style that no model trains on."""
     data = emoji("all", "fluent")
@@ -79,13 +105,14 @@ def gallery() -> list[Example]:
 class CLIPSearch(Widget):
     """Type a caption: the text encoder runs in the page and ranks the pictures.
 
-    ``encoder`` is a CLIP of transformers with a WordPiece tokenizer (default: the shipped
-    ``clip-mini``); ``images`` maps names to RGB tensors (uint8, ``3 height width``) or lists
-    ``Example``s (default: ``gallery()``). The page holds the pictures, their features, and those of
-    ``examples``, which PyTorch computed. For captions of the reader's own it loads the text
-    encoder, for a picture of the reader's own the image encoder: with a kernel from a trait,
-    without one from the scripts of ``folder``, an address from the root of the site (see
-    ``write_weights``). A page that does not lie on a site of Sphinx takes it from the page itself.
+    ``encoder`` is a CLIP with a WordPiece tokenizer (default: the shipped ``clip-mini``);
+    ``images`` maps names to RGB tensors (uint8, ``3 height width``) or lists ``Example``s (default:
+    ``gallery()``). The page holds the pictures, their features, and those of ``examples``, which
+    PyTorch computed. For captions of the reader's own it loads the text encoder, for a picture of
+    the reader's own the image encoder (where a page can run it, see ``pack_towers``): with a kernel
+    from a trait, without one from the scripts of ``folder``, an address from the root of the site
+    (see ``write_weights``). A page that does not lie on a site of Sphinx takes it from the page
+    itself.
 
     ``query`` is the caption, ``view`` one of ``VIEWS``, ``chosen`` the picture whose captions are
     ranked, -1 for none. ValueError on what a page cannot run, and on wrong pictures or values.
@@ -134,7 +161,7 @@ class CLIPSearch(Widget):
         if not examples:
             raise ValueError("examples is empty; CLIPSearch needs at least one caption to show")
         self._encoder = encoder
-        self._packed = {tower: pack_tower(encoder, tower) for tower in TOWERS}
+        self._packed = packed_towers(encoder)
         # The page ranks by what PyTorch made of the caption until the model is there.
         query = traits.setdefault("query", examples[0])
         texts = list(dict.fromkeys([*examples, query]))
@@ -154,26 +181,22 @@ class CLIPSearch(Widget):
             "examples": [_tokens(encoder, text) for text in texts],
             "dim": encoder.network.config.embed_dim,
             "scale": encoder.network.scale().item(),
-            "towers": {name: _contents(name, data) for name, data in self._packed.items()},
+            "towers": {name: tower_contents(data) for name, data in self._packed.items()},
         }
         super().__init__(language=language, **(state | traits))
 
     @traitlets.validate("view")
     def _view_is_known(self, proposal):
-        if proposal["value"] not in VIEWS:
-            raise ValueError(f"view={proposal['value']!r}; allowed are {', '.join(VIEWS)}")
-        return proposal["value"]
+        return listed(proposal, VIEWS)
 
     @traitlets.validate("chosen")
     def _picture_is_there(self, proposal):
         # One more than there are: the reader's own, which only the page has.
-        if not -1 <= proposal["value"] <= len(self.names):
-            raise ValueError(f"chosen={proposal['value']}; allowed are -1 to {len(self.names)}")
-        return proposal["value"]
+        return within(proposal, -1, len(self.names))
 
     @traitlets.observe("asked")
     def _give_weights(self, change):
-        for tower in set(change.new) & set(TOWERS):
+        for tower in set(change.new) & set(self._packed):
             setattr(self, f"{tower}_weights", self._packed[tower])
 
     def page_state(self) -> dict[str, Any]:
@@ -225,7 +248,7 @@ def shipped_weight_files() -> dict[str, bytes]:
     """``weight_files()`` of the figure with the shipped model; nothing if none is there."""
     if "clip-mini" not in list_mini_checkpoints():
         return {}
-    return _script_files(pack_tower(shipped_encoder(), tower) for tower in TOWERS)
+    return _script_files(packed_towers(shipped_encoder()).values())
 
 
 def _script_files(packed: Iterable[bytes]) -> dict[str, bytes]:
@@ -260,7 +283,7 @@ def _sprite(pictures: list[Image.Image]) -> bytes:
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % _COLUMNS * size, i // _COLUMNS * size))
     buffer = BytesIO()
-    sheet.save(buffer, "WEBP", quality=80, method=6)
+    sheet.save(buffer, "WEBP", quality=75, method=6)
     return buffer.getvalue()
 
 
@@ -288,8 +311,3 @@ def _tokens(encoder: DualEncoder, text: str) -> dict[str, object]:
         "words": list(words.values()),
         "dropped": batch.num_dropped.item(),
     }
-
-
-def _contents(tower: str, packed: bytes) -> dict[str, object]:
-    files = list(script_parts(packed))
-    return {"files": files, "num_bytes": len(packed), "bits": BITS[tower]}

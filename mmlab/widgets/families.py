@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmlab.analysis import families as toys
 from mmlab.datasets.example import Example
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.pictures import middle_square, named_images, webp_bytes
 
 VIEWS = ("looks", "reach")
@@ -173,37 +173,25 @@ class Families(Widget):
 
     @traitlets.validate("family")
     def _family_is_known(self, proposal):
-        if proposal["value"] not in toys.FAMILIES:
-            allowed = ", ".join(toys.FAMILIES)
-            raise ValueError(f"family={proposal['value']!r}; allowed are {allowed}")
-        return proposal["value"]
+        return listed(proposal, toys.FAMILIES)
 
     @traitlets.validate("view")
     def _view_is_known(self, proposal):
-        if proposal["value"] not in VIEWS:
-            raise ValueError(f"view={proposal['value']!r}; allowed are {', '.join(VIEWS)}")
-        return proposal["value"]
+        return listed(proposal, VIEWS)
 
     @traitlets.validate("pair")
     def _pair_is_there(self, proposal):
-        if not 0 <= proposal["value"] < len(self.pairs):
-            raise ValueError(f"pair={proposal['value']}; allowed are 0 to {len(self.pairs) - 1}")
-        return proposal["value"]
+        return within(proposal, 0, len(self.pairs) - 1)
 
     @traitlets.validate("layer", "token")
     def _is_an_index(self, proposal):
         # No upper limit here: it moves with the family and the pair, and the figure takes the last.
-        if proposal["value"] < 0:
-            raise ValueError(f"{proposal['trait'].name}={proposal['value']}; allowed are 0 and up")
-        return proposal["value"]
+        return within(proposal, 0)
 
     @traitlets.validate("num_words", "patch_grid", "num_images", "num_captions", "top_k")
     def _is_in_range(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {"num_words": WORD_RANGE, "patch_grid": GRID_RANGE}.get(name, COUNT_RANGE)
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value}; allowed are {low} to {high}")
-        return value
+        ranges = {"num_words": WORD_RANGE, "patch_grid": GRID_RANGE}
+        return within(proposal, *ranges.get(proposal["trait"].name, COUNT_RANGE))
 
     @property
     def words(self) -> list[str]:

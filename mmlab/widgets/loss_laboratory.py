@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmlab.objectives.contrastive import contrastive_loss, sigmoid_loss
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.patch_splitter import random_integers
 
 OBJECTIVES = ("softmax", "sigmoid")
@@ -107,18 +107,12 @@ class LossLaboratory(Widget):
 
     @traitlets.validate("objective")
     def _objective_is_known(self, proposal):
-        if proposal["value"] not in OBJECTIVES:
-            allowed = ", ".join(OBJECTIVES)
-            raise ValueError(f"objective={proposal['value']!r}; allowed are {allowed}")
-        return proposal["value"]
+        return listed(proposal, OBJECTIVES)
 
     @traitlets.validate("scale", "bias", "learning_rate")
     def _is_in_range(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {"scale": SCALE_RANGE, "bias": BIAS_RANGE}.get(name, RATE_RANGE)
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value}; allowed are {low:g} to {high:g}")
-        return value
+        ranges = {"scale": SCALE_RANGE, "bias": BIAS_RANGE}
+        return within(proposal, *ranges.get(proposal["trait"].name, RATE_RANGE))
 
     @traitlets.validate("image_angles", "text_angles")
     def _angles_are_numbers(self, proposal):
@@ -131,10 +125,7 @@ class LossLaboratory(Widget):
 
     @traitlets.validate("selected")
     def _selected_is_a_point(self, proposal):
-        last = 2 * len(self.names) - 1
-        if not 0 <= proposal["value"] <= last:
-            raise ValueError(f"selected={proposal['value']}; allowed are 0 to {last}")
-        return proposal["value"]
+        return within(proposal, 0, 2 * len(self.names) - 1)
 
     def angles(self) -> Float[Tensor, "2 pairs"]:
         """Angles of the pictures and of the captions, double precision."""

@@ -26,7 +26,7 @@ from mmlab.datasets.example import Example
 from mmlab.models.flip import FLIP_L_16, FLIPConfig
 from mmlab.models.mae import MAE_L_16, MAEConfig
 from mmlab.nn import num_kept, random_masking
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.patch_splitter import random_integers
 from mmlab.widgets.pictures import middle_square, named_images, webp_bytes
 
@@ -159,30 +159,19 @@ class Masking(Widget):
 
     @traitlets.validate("percent")
     def _percent_is_in_range(self, proposal):
-        low, high = PERCENT_RANGE
-        if not low <= proposal["value"] <= high:
-            raise ValueError(f"percent={proposal['value']}; allowed are {low} to {high}")
-        return proposal["value"]
+        return within(proposal, *PERCENT_RANGE)
 
     @traitlets.validate("seed")
     def _seed_is_an_integer_of_32_bits(self, proposal):
-        if not 0 <= proposal["value"] < 2**32:
-            raise ValueError(f"seed={proposal['value']}; allowed are 0 to {2**32 - 1}")
-        return proposal["value"]
+        return within(proposal, 0, 2**32 - 1)
 
     @traitlets.validate("token")
     def _token_is_there(self, proposal):
-        last = len(self.words) + self.grid**2 - 1
-        if not 0 <= proposal["value"] <= last:
-            raise ValueError(f"token={proposal['value']}; allowed are 0 to {last}")
-        return proposal["value"]
+        return within(proposal, 0, len(self.words) + self.grid**2 - 1)
 
     @traitlets.validate("measure")
     def _measure_is_known(self, proposal):
-        if proposal["value"] not in MEASURES:
-            allowed = ", ".join(MEASURES)
-            raise ValueError(f"measure={proposal['value']!r}; allowed are {allowed}")
-        return proposal["value"]
+        return listed(proposal, MEASURES)
 
     @property
     def num_patches(self) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmlab.datasets.example import Example
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.pictures import (
     check_normalisation,
     float32_bytes,
@@ -231,22 +231,16 @@ class PatchSplitter(Widget):
 
     @traitlets.validate("order")
     def _order_is_known(self, proposal):
-        if proposal["value"] not in ORDERS:
-            raise ValueError(f"order={proposal['value']!r}; allowed are {', '.join(ORDERS)}")
-        return proposal["value"]
+        return listed(proposal, ORDERS)
 
     @traitlets.validate("image")
     def _image_is_there(self, proposal):
-        if not 0 <= proposal["value"] < len(self.images):
-            raise ValueError(f"image={proposal['value']}; allowed are 0 to {len(self.images) - 1}")
-        return proposal["value"]
+        return within(proposal, 0, len(self.images) - 1)
 
     @traitlets.validate("selected")
     def _selected_is_a_patch(self, proposal):
         # No upper limit here: it moves with the patch size, and the figure takes the nearest.
-        if proposal["value"] < 0:
-            raise ValueError(f"selected={proposal['value']}; allowed are patch indices from 0")
-        return proposal["value"]
+        return within(proposal, 0)
 
     @property
     def grid(self) -> int:

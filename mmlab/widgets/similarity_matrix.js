@@ -188,6 +188,7 @@ function createParts(figure) {
     readings: createReadings(t),
     pairs: h("ul", { class: "pairs" }),
     status: h("p", { class: "quiet", role: "status" }),
+    bar: h("progress", { max: 1, class: "hidden", "aria-label": t("own_progress") }),
     table: h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": t("table_caption") }),
     details: h("details", {}, h("summary", {}, t("table"))),
   };
@@ -198,22 +199,18 @@ function createKey(t) {
   return h("ul", { class: "key" }, ["pair", "chosen", "up", "down"].map(item));
 }
 
-// A text field where a kernel can answer, a sentence where none is there, else nothing.
-function createOwn(figure, status) {
-  const { t, set } = figure;
+// A text field where a kernel or the page itself can answer, else a sentence that says why not.
+function createOwn(figure, onCaption) {
+  const { t } = figure;
   const own = figure.get("own");
-  if (own === "absent") return null;
-  if (own === "needs_kernel") return h("p", { class: "quiet own" }, t("own_needs_kernel"));
+  if (own !== "live" && own !== "page") return h("p", { class: "quiet own" }, t("own_" + own));
   const input = h("input", { type: "text", maxlength: 200 });
   const send = (event) => {
     event.preventDefault();
     const caption = input.value.trim();
     const known = figure.get("captions").indexOf(caption);
-    if (known >= 0) set("caption", known);
-    if (!caption || known >= 0) return;
-    setText(status, t("own_wait", { caption }));
-    if (figure.get("typed") === caption) set("typed", ""); // asked for again: a trait tells changes only
-    set("typed", caption);
+    if (known >= 0) figure.set("caption", known);
+    else if (caption) onCaption(caption);
   };
   return h("form", { class: "own", onsubmit: send },
     h("div", { class: "together" }, labelled(t("own"), input), h("button", { type: "submit" }, t("add"))));
@@ -234,7 +231,7 @@ function assemble(figure, controls, parts, own) {
     h("hr"),
     h("div", { class: "split" }, heading("pairs"), parts.restore),
     h("p", { class: "quiet" }, t("pairs_hint")),
-    parts.pairs, own, parts.status,
+    parts.pairs, own, parts.status, parts.bar,
     parts.details,
     h("details", {}, h("summary", {}, t("about")), h("p", { class: "quiet" }, t("about_text"))),
   );
@@ -244,10 +241,13 @@ class SimilarityMatrix {
   constructor(figure) {
     this.figure = figure;
     this.images = unitRows(floats(figure.get("image_features")), figure.get("dim"));
+    this.tower = null;
     this.controls = createControls(figure);
     this.parts = createParts(figure);
     this.parts.restore = button(figure.t("restore"), () => this.restore());
-    assemble(figure, this.controls, this.parts, createOwn(figure, this.parts.status));
+    const encode = figure.get("own") === "page" ? (caption) => this.encodeHere(caption) : (caption) => this.askKernel(caption);
+    assemble(figure, this.controls, this.parts, createOwn(figure, encode));
+    if (figure.get("own") === "page") this.tell(figure.t("own_before", { size: this.megabytes() }));
     this.redraw = scheduler(() => this.update());
     this.connectTraits();
     this.connectMatrix();
@@ -265,8 +265,8 @@ class SimilarityMatrix {
     const { figure, parts, redraw } = this;
     figure.on(["scale", "view", "gradients", "order", "image", "caption"], redraw.schedule);
     figure.on(["captions", "text_features"], () => this.readCaptions());
-    const tell = () => setText(parts.status, figure.get("problem") && figure.t("own_problem", { problem: figure.get("problem") }));
-    figure.on(["problem", "captions", "caption"], tell);
+    const answered = () => this.tell(figure.get("problem") && figure.t("own_problem", { problem: figure.get("problem") }));
+    if (figure.get("own") === "live") figure.on(["problem", "captions", "caption"], answered);
     figure.cleanup(onThemeChange(redraw.schedule));
     figure.cleanup(redraw.cancel);
     onResize(figure, figure.root, redraw.schedule);
@@ -320,6 +320,63 @@ class SimilarityMatrix {
 
   restore() {
     this.figure.set("order", this.images.map((_, i) => i));
+  }
+
+  // ---- A caption of the reader's own
+
+  askKernel(caption) {
+    const { figure } = this;
+    this.tell(figure.t("own_wait", { caption }));
+    if (figure.get("typed") === caption) figure.set("typed", ""); // asked for again: a trait tells changes only
+    figure.set("typed", caption);
+  }
+
+  // The text encoder runs in the page.
+  async encodeHere(caption) {
+    const { figure } = this;
+    const full = () => figure.get("captions").length >= figure.get("most_captions");
+    const refuse = () => this.tell(figure.t("own_full", { count: figure.get("captions").length }));
+    if (full()) return refuse();
+    const tower = await this.fetchTower();
+    if (!tower) return;
+    const { tokens, ids } = createTokenizer(tower.tokenizer)(caption);
+    const known = figure.get("captions").indexOf(caption); // added while the weights were loading
+    if (known < 0 && full()) return refuse();
+    if (known < 0) this.addColumn(caption, encodeText(tower, ids));
+    figure.set("caption", figure.get("captions").indexOf(caption));
+    this.tell(figure.t("own_read", { caption, tokens: tokens.join(" ") }));
+  }
+
+  addColumn(caption, features) {
+    const { figure } = this;
+    const all = Float32Array.from([...floats(figure.get("text_features")), ...features]);
+    figure.set("text_features", new DataView(all.buffer));
+    figure.set("captions", [...figure.get("captions"), caption]);
+  }
+
+  // The text tower, or null when it cannot be had, which the reader is told.
+  async fetchTower() {
+    const { figure, parts } = this;
+    if (this.tower) return this.tower;
+    this.tell(figure.t("own_loading", { size: this.megabytes() }));
+    parts.bar.classList.remove("hidden");
+    parts.bar.removeAttribute("value");
+    try {
+      this.tower = await sharedTower(figure.get("folder"), figure.get("tower"), (share) => (parts.bar.value = share));
+    } catch (problem) {
+      this.tell(figure.t("own_failed", { problem: problem.message }));
+    } finally {
+      parts.bar.classList.add("hidden");
+    }
+    return this.tower;
+  }
+
+  megabytes() {
+    return this.figure.number(this.figure.get("tower").num_bytes / 1e6, 1);
+  }
+
+  tell(text) {
+    setText(this.parts.status, text);
   }
 
   // ---- The pairs

@@ -17,7 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmlab.datasets.example import Example
-from mmlab.widgets.base import Widget, module_source
+from mmlab.tasks.dual_encoder import DualEncoder
+from mmlab.widgets.base import Widget, listed, module_source, within
+from mmlab.widgets.clip_pack import tower_contents
+from mmlab.widgets.clip_search import FOLDER, is_shipped, packed_towers
 from mmlab.widgets.pictures import float32_bytes, middle_square, named_images, webp_bytes
 
 VIEWS = ("image_to_text", "text_to_image", "cosine")
@@ -26,6 +29,9 @@ MAX_OWN_CAPTIONS = 4
 MAX_CAPTION_LENGTH = 200
 SCALE_RANGE = (1.0, 100.0)
 """Least and greatest factor on cosines, CLIP's own limits: temperatures from 1 to 0.01."""
+
+_SAME = 0.999
+"""Least cosine of a vector with the one that the same model makes of the same input."""
 
 Encoder = Callable[[list[str]], Tensor]
 """Captions to features (``captions dim``), such as a model's text tower behind its tokenizer."""
@@ -55,6 +61,16 @@ def _check_features(name: str, features: Tensor, rows: int, dim: int) -> None:
         raise ValueError(f"{name} holds a row of zeros; allowed are rows that have a direction")
 
 
+def _check_origin(name: str, features: Tensor, encoded: Tensor) -> None:
+    """Features of one model and captions encoded by another would have meaningless cosines."""
+    same = features.shape == encoded.shape
+    if not same or F.cosine_similarity(features.cpu().float(), encoded).min() < _SAME:
+        raise ValueError(
+            f"{name} are not what encoder makes of the pictures and captions; allowed are "
+            "features of encoder itself, or encode_text in its place"
+        )
+
+
 def _learned_scale(logit_scale: Tensor | float) -> float:
     scale = math.exp(torch.as_tensor(logit_scale).item())
     low, high = SCALE_RANGE
@@ -74,13 +90,17 @@ class SimilarityMatrix(Widget):
     ``i`` belongs to ``captions[i]``. ``image_features`` and ``text_features`` (``pairs dim``) need
     no unit length. ``logit_scale`` is CLIP's parameter, the logarithm of the factor on cosines.
     The loss is symmetric InfoNCE (CLIP, figure 3; ``mmlab.objectives.contrastive_loss``), and
-    ``order[i]`` the caption that counts as picture ``i``'s: the reader exchanges captions. With
-    ``encode_text`` and a kernel the reader adds captions of their own; these stand in every
-    picture's softmax and belong to none. ``view`` is one of ``VIEWS``; ``scale`` the present
-    factor. ValueError on wrong pictures, captions, features or values.
+    ``order[i]`` the caption that counts as picture ``i``'s: the reader exchanges captions. The
+    reader adds captions of their own, which stand in every picture's softmax and belong to none:
+    with a kernel by ``encoder``, the model that made the features, or by ``encode_text``, a text
+    encoder alone. Without a kernel the text tower of ``encoder`` runs in the page if it is the
+    shipped ``clip-mini``, or if ``folder`` names where its weights lie on the site
+    (``CLIPSearch.write_weights``). ``view`` is one of ``VIEWS``; ``scale`` the present factor.
+    ValueError on wrong pictures, captions, features or values, and on features that are not
+    ``encoder``'s.
     """
 
-    _esm = module_source("similarity_matrix")
+    _esm = module_source("similarity_matrix", "wordpiece", "clip_network", "weights")
     _strings = "similarity_matrix"
 
     pictures = traitlets.List(help="name and bytes of each").tag(sync=True)
@@ -97,8 +117,11 @@ class SimilarityMatrix(Widget):
     gradients = traitlets.Bool(True, help="mark where each logit is pushed").tag(sync=True)
     image = traitlets.Int(0, help="row of the chosen cell").tag(sync=True)
     caption = traitlets.Int(0, help="column of the chosen cell").tag(sync=True)
-    own = traitlets.Unicode("absent", help="absent, live or needs_kernel").tag(sync=True)
+    own = traitlets.Unicode("absent", help="absent, live, page or needs_kernel").tag(sync=True)
     typed = traitlets.Unicode("", help="the caption the reader asks for").tag(sync=True)
+    most_captions = traitlets.Int(help="with the reader's own").tag(sync=True)
+    folder = traitlets.Unicode(FOLDER, help="of the text tower's scripts").tag(sync=True)
+    tower = traitlets.Dict(help="files and size of the text tower, if any").tag(sync=True)
     problem = traitlets.Unicode("", help="why the last one could not be added").tag(sync=True)
 
     def __init__(
@@ -109,7 +132,9 @@ class SimilarityMatrix(Widget):
         text_features: Tensor,
         logit_scale: Tensor | float,
         *,
+        encoder: DualEncoder | None = None,
         encode_text: Encoder | None = None,
+        folder: str | None = None,
         image_size: int = 96,
         language: str = "en",
         **traits: Any,
@@ -122,6 +147,11 @@ class SimilarityMatrix(Widget):
         _check_features("text_features", text_features, len(named), dim)
         if not 16 <= image_size <= 224:
             raise ValueError(f"image_size={image_size}; allowed are 16 to 224 pixels")
+        if encoder is not None:
+            of_images = encoder.encode_images([*named.values()])
+            _check_origin("image_features", image_features, of_images)
+            _check_origin("text_features", text_features, encoder.encode_texts(captions))
+            encode_text = encode_text or encoder.encode_texts
         self._encode_text = encode_text
         learned = _learned_scale(logit_scale)
         state = {
@@ -138,29 +168,24 @@ class SimilarityMatrix(Widget):
             "learned_scale": learned,
             "scale": learned,
             "own": "absent" if encode_text is None else "live",
+            "most_captions": len(named) + MAX_OWN_CAPTIONS,
+            "folder": FOLDER if folder is None else folder,
+            "tower": _page_tower(encoder, folder),
         }
         super().__init__(language=language, **(state | traits))
 
     @traitlets.validate("view")
     def _view_is_known(self, proposal):
-        if proposal["value"] not in VIEWS:
-            raise ValueError(f"view={proposal['value']!r}; allowed are {', '.join(VIEWS)}")
-        return proposal["value"]
+        return listed(proposal, VIEWS)
 
     @traitlets.validate("scale")
     def _scale_is_in_range(self, proposal):
-        low, high = SCALE_RANGE
-        if not low <= proposal["value"] <= high:
-            raise ValueError(f"scale={proposal['value']}; allowed are {low:g} to {high:g}")
-        return proposal["value"]
+        return within(proposal, *SCALE_RANGE)
 
     @traitlets.validate("image", "caption")
     def _cell_is_there(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        count = len(self.pictures if name == "image" else self.captions)
-        if not 0 <= value < count:
-            raise ValueError(f"{name}={value}; allowed are 0 to {count - 1}")
-        return value
+        there = self.pictures if proposal["trait"].name == "image" else self.captions
+        return within(proposal, 0, len(there) - 1)
 
     @traitlets.validate("order")
     def _order_gives_each_picture_a_caption(self, proposal):
@@ -188,9 +213,10 @@ class SimilarityMatrix(Widget):
         if self._encode_text is None:
             raise ValueError("encode_text is None; a caption needs one to become features")
         if caption not in self.captions:
-            most = len(self.pictures) + MAX_OWN_CAPTIONS
-            if len(self.captions) >= most:
-                raise ValueError(f"captions has {most} texts already; no more are allowed")
+            if len(self.captions) >= self.most_captions:
+                raise ValueError(
+                    f"captions has {self.most_captions} texts already; no more are allowed"
+                )
             _check_captions([caption] * len(self.pictures), len(self.pictures))
             with torch.no_grad():
                 features = self._encode_text([caption])
@@ -201,9 +227,10 @@ class SimilarityMatrix(Widget):
         self.caption = self.captions.index(caption)
 
     def page_state(self) -> dict[str, Any]:
-        """The traits for a page; one without a kernel cannot encode another caption."""
+        """The traits for a page, which has no kernel to encode another caption."""
+        without_kernel = "page" if self.tower else "needs_kernel"
         state = super().page_state()
-        return state if self.own == "absent" else state | {"own": "needs_kernel"}
+        return state if self.own == "absent" else state | {"own": without_kernel}
 
     def cosines(self) -> Float[Tensor, "pictures captions"]:
         """Cosines of all pictures with all captions, from the features as the page has them."""
@@ -257,6 +284,13 @@ class SimilarityMatrix(Widget):
         board.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         board.set_title(self.strings[f"view_{self.view}"], fontsize=10)
         return figure
+
+
+def _page_tower(encoder: DualEncoder | None, folder: str | None) -> dict[str, object]:
+    """Of the text tower that lies on the site; nothing if it does not."""
+    if encoder is None or (folder is None and not is_shipped(encoder)):
+        return {}
+    return tower_contents(packed_towers(encoder)["text"])
 
 
 def _shortened(caption: str, j: int) -> str:

@@ -428,9 +428,25 @@ STRINGS["en"]["similarity_matrix"] = {
     "add": "Add",
     "own_wait": "Encoding “{caption}”…",
     "own_needs_kernel": (
-        "To add a caption of your own, open this page as a notebook: the text encoder needs a "
-        "kernel."
+        "To add a caption of your own, open this page as a notebook. The page itself can run the "
+        "text encoder of the mini CLIP that comes with mmlab; these vectors are another model's, "
+        "and vectors of two models cannot be compared."
     ),
+    "own_absent": (
+        "You cannot add a caption of your own here: the model that made these vectors is not at "
+        "hand, and vectors of two models cannot be compared."
+    ),
+    "own_before": (
+        "For your first caption the text encoder, {size} MB, is loaded; it then runs in this page."
+    ),
+    "own_loading": "Loading the text encoder, {size} MB…",
+    "own_progress": "Share of the text encoder that has been loaded",
+    "own_failed": (
+        "The text encoder could not be loaded ({problem}). Add the caption again to try once more, "
+        "or open this page as a notebook."
+    ),
+    "own_read": "“{caption}” was read as {tokens}.",
+    "own_full": "There are {count} captions already; no more fit.",
     "own_problem": "It could not be added: {problem}",
     "table": "All numbers",
     "table_caption": "Present view, and below each value the gradient of its logit",
@@ -694,6 +710,11 @@ STRINGS["en"]["clip_search"] = {
         "Choose a picture above or here, or drop one of yours. All names of the pictures, in both "
         "languages, and your caption are ranked for it."
     ),
+    "reverse_text_only": (
+        "Choose a picture above or here. All names of the pictures, in both languages, and your "
+        "caption are ranked for it. A picture of your own cannot be: only the text encoder runs "
+        "in this page."
+    ),
     "picture": "Picture",
     "own": "Your own (it never leaves this page)",
     "own_button": "Choose a file…",
@@ -710,9 +731,13 @@ STRINGS["en"]["clip_search"] = {
         "through the image encoder; both give a vector of length 1. Their product is the cosine. "
         "The softmax of cosines × {scale}, the factor that the model learned, over all pictures "
         "or all captions is the probability. The vectors of the pictures shown and of the "
-        "examples come from PyTorch; everything else is computed here. To save bytes the weights "
-        "are rounded: to {text} bits in the text encoder, to {image} in the image encoder."
+        "examples come from PyTorch; everything else is computed here."
     ),
+    "about_image": (
+        "To save bytes the weights are rounded: to {text} bits in the text encoder, to {image} in "
+        "the image encoder."
+    ),
+    "about_text_only": "To save bytes the weights of the text encoder are rounded to {text} bits.",
     "check": (
         "Check: on the {count} examples, the cosines computed in this page differ from PyTorch's "
         "by at most {difference}."

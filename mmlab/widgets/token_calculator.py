@@ -8,7 +8,7 @@ from typing import Any
 import traitlets
 from matplotlib.figure import Figure
 
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, module_source, within
 
 PRESETS = {
     "ViT-Ti": (192, 12),
@@ -112,11 +112,7 @@ class TokenCalculator(Widget):
             "dim": (1, 8192),
             "depth": (1, 128),
         }
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = limits[name]
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value}; allowed are {low} to {high}")
-        return value
+        return within(proposal, *limits[proposal["trait"].name])
 
     @property
     def cost(self) -> TokenCost:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmlab.datasets.example import Caption, Example
 from mmlab.objectives.transport import cosine_cost, ipot, sinkhorn, transport_distance
-from mmlab.widgets.base import Widget, module_source
+from mmlab.widgets.base import Widget, listed, module_source, within
 from mmlab.widgets.pictures import float32_bytes, middle_square, named_images, webp_bytes
 
 METHODS = ("ipot", "sinkhorn")
@@ -213,33 +213,21 @@ class TransportAlignment(Widget):
 
     @traitlets.validate("method", "view")
     def _name_is_known(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        allowed = {"method": METHODS, "view": VIEWS}[name]
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}; allowed are {', '.join(allowed)}")
-        return value
+        return listed(proposal, {"method": METHODS, "view": VIEWS}[proposal["trait"].name])
 
     @traitlets.validate("regularization", "iterations")
     def _is_in_range(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = REGULARIZATION_RANGE if name == "regularization" else ITERATION_RANGE
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value}; allowed are {low:g} to {high:g}")
-        return value
+        is_weight = proposal["trait"].name == "regularization"
+        return within(proposal, *(REGULARIZATION_RANGE if is_weight else ITERATION_RANGE))
 
     @traitlets.validate("caption")
     def _caption_is_there(self, proposal):
-        if not 0 <= proposal["value"] < len(self.captions):
-            last = len(self.captions) - 1
-            raise ValueError(f"caption={proposal['value']}; allowed are 0 to {last}")
-        return proposal["value"]
+        return within(proposal, 0, len(self.captions) - 1)
 
     @traitlets.validate("word")
     def _word_is_an_index(self, proposal):
         # No upper limit here: it moves with the caption, and the figure takes the last word.
-        if proposal["value"] < 0:
-            raise ValueError(f"word={proposal['value']}; allowed are 0 and up")
-        return proposal["value"]
+        return within(proposal, 0)
 
     @property
     def words(self) -> list[str]:

@@ -74,3 +74,20 @@ async function unpackTower(blob) {
   }
   return { ...rest, weights };
 }
+
+// A packed tower of the site, fetched once however many figures of the page ask for it: each figure
+// is a module of its own, and what they share lies on the page.
+function sharedTower(folder, { files, num_bytes }, onProgress) {
+  const towers = (globalThis.mmlabTowers ??= new Map());
+  const key = [folder, ...files].join(" ");
+  if (!towers.has(key)) {
+    const listeners = new Set();
+    const tell = (share) => listeners.forEach((listener) => listener(share));
+    const tower = loadParts(folder, files, tell).then((blob) => unpackTower(blob.slice(0, num_bytes)));
+    towers.set(key, { tower, listeners });
+    tower.catch(() => towers.delete(key)); // so that the reader can try again
+  }
+  const { tower, listeners } = towers.get(key);
+  listeners.add(onProgress);
+  return tower.finally(() => listeners.delete(onProgress));
+}

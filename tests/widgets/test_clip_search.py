@@ -1,11 +1,7 @@
 import base64
 import json
-import math
 import re
-import struct
-import zlib
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -15,50 +11,42 @@ from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
 
 from mmlab.datasets import emoji
-from mmlab.datasets.tokenizer import train_wordpiece
 from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize
-from mmlab.hub.shipped import list_mini_checkpoints
-from mmlab.models.clip import CLIP, CLIP_MINI
+from mmlab.models.clip import CLIP, CLIP_VIT_MINI
 from mmlab.models.flip import FLIP, FLIP_MINI
 from mmlab.tasks.dual_encoder import DualEncoder
 from mmlab.widgets import CLIPSearch
 from mmlab.widgets.base import module_source
-from mmlab.widgets.clip_pack import BITS, TOWERS, pack_tower, page_tokenizer, script_parts
-from mmlab.widgets.clip_search import GALLERY, gallery, shipped_encoder, shipped_weight_files
+from mmlab.widgets.clip_pack import (
+    BITS,
+    MAX_BYTES,
+    pack_tower,
+    pack_towers,
+    page_tokenizer,
+    script_parts,
+    tower_contents,
+)
+from mmlab.widgets.clip_search import (
+    GALLERY,
+    gallery,
+    packed_towers,
+    shipped_encoder,
+    shipped_weight_files,
+)
 from mmlab.widgets.strings import strings_for
 from tests.browser import needs_chromium
 from tests.widgets.figure_page import HOSTILE, settle, write_page
+from tests.widgets.small_clip import (
+    LENGTH,
+    SENTENCES,
+    encoder,
+    needs_shipped,
+    rounded,
+    tokenizer,
+    unpacked,
+)
 
 LIMIT = 3_000_000
-SMALL = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48, "image_size": 32, "embed_dim": 24}
-SMALL_TEXT = {"text_dim": 40, "text_depth": 2, "text_num_heads": 5, "text_mlp_dim": 64}
-LENGTH = 24  # tokens of a caption
-SENTENCES = [
-    "a happy cat",
-    "the red heart",
-    "grinning face with big eyes",
-    "Smiling Face With Heart-Eyes!",
-    "something to drink",
-    "a",
-    "two dogs, three cats and 4 fish",
-    "café in the rain",
-    "zyzzyva",
-    "thumbs up; thumbs down",
-    "one two three four five six seven eight nine ten " * 5,
-    "A VERY LOUD SENTENCE?",
-    "开心的猫",
-    "一只猫",
-    "红心",
-    "下雨",
-    "笑脸和红心",
-    "吃的东西",
-    "绿色的苹果。",
-    "音乐",
-    "狗 and 猫",
-    "房子，树、太阳",
-    "生日蛋糕",
-    "哭泣的脸",
-]
 HARD = [
     *SENTENCES,
     "",
@@ -84,33 +72,6 @@ HARD = [
 ]
 
 
-@cache
-def tokenizer():
-    data = emoji("train", "fluent")
-    captions = [*data.captions("en"), *data.captions("zh"), "café the rain zürich istanbul"]
-    return train_wordpiece(captions, vocab_size=1900)
-
-
-@cache
-def encoder(seed=0, **options):
-    """A small CLIP whose features differ from each other as those of a trained one."""
-    words = tokenizer()
-    sizes = {"vocab_size": words.vocab_size, "context_length": LENGTH}
-    config = replace(CLIP_MINI, **SMALL | SMALL_TEXT | sizes | options)
-    torch.manual_seed(seed)
-    network = CLIP(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if value.ndim > 1:
-                value.mul_(3.0)
-            elif "running_mean" in name or name.endswith("bias"):
-                value.normal_(0.0, 0.2, generator=generator)
-            elif "running_var" in name or (value.ndim == 1 and value.is_floating_point()):
-                value.uniform_(0.5, 1.5, generator=generator)
-    return DualEncoder(network, words)
-
-
 def pictures(count=20, size=40):
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -123,46 +84,18 @@ def search(names=None, **options):
     return CLIPSearch(encoder(), named, **options)
 
 
-def unpacked(packed):
-    """The header and the tensors, read as weights.js says that it reads them."""
-    data = zlib.decompress(packed)
-    (length,) = struct.unpack_from("<I", data)
-    header = json.loads(data[4 : 4 + length])
-    total, start = header["num_codes"], 4 + length
-    low = np.frombuffer(data, np.uint8, total, start).astype(np.int64)
-    high = np.frombuffer(data, np.uint8, total, start + total).astype(np.int64)
-    codes = torch.from_numpy(low + 256 * high - header["offset"]).float()
-    plain = torch.from_numpy(np.frombuffer(data, "<f4", offset=start + 2 * total).copy())
-    tensors = {}
-    for entry in header["tensors"]:
-        shape, count = entry["shape"], math.prod(entry["shape"])
-        kept = shape[0] if entry["coded"] else count
-        values, plain = plain[:kept], plain[kept:]
-        if entry["coded"]:
-            rows, codes = codes[:count].view(shape[0], -1), codes[count:]
-            values = rows * values[:, None]
-        tensors[entry["name"]] = values.view(shape)
-    assert len(plain) == len(codes) == 0
-    return header, tensors
-
-
-@cache
-def rounded(original):
-    """The encoder with the weights that the page gets."""
-    network = CLIP(original.network.config).eval()
-    network.load_state_dict(original.network.state_dict())
-    for tower in TOWERS:
-        network.load_state_dict(unpacked(pack_tower(original, tower))[1], strict=False)
-    return DualEncoder(network, original.tokenizer)
-
-
 # ---- Packing
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_packed_weights_are_off_by_half_a_step_at_most(tower):
-    state = encoder().network.state_dict()
-    header, tensors = unpacked(pack_tower(encoder(), tower))
+RESNET = {"stages": (1, 2, 1, 1), "dim": 4, "image_size": 32}
+PACKED = [("text", {}, None), ("image", {}, None), ("image", {}, 5), ("image", RESNET, 6)]
+
+
+@pytest.mark.parametrize(("tower", "options", "bits"), PACKED)
+def test_packed_weights_are_off_by_half_a_step_at_most(tower, options, bits):
+    original = encoder(**options)
+    state = original.network.state_dict()
+    header, tensors = unpacked(pack_tower(original, tower, bits))
     expected = {k for k in state if k.startswith(tower + "_") and "num_batches" not in k}
     assert tensors.keys() == expected
     coded = {entry["name"] for entry in header["tensors"] if entry["coded"]}
@@ -170,7 +103,8 @@ def test_packed_weights_are_off_by_half_a_step_at_most(tower):
     for name, values in tensors.items():
         if name in coded:
             rows = state[name].flatten(1)
-            step = rows.abs().amax(dim=1, keepdim=True) / (2 ** (BITS[tower] - 1) - 1)
+            levels = 2 ** ((bits or BITS[tower][0]) - 1)
+            step = rows.abs().amax(dim=1, keepdim=True) / (levels - 1)
             assert ((values.flatten(1) - rows).abs() <= 0.501 * step).all(), name
         else:
             assert torch.equal(values, state[name]), name
@@ -194,11 +128,64 @@ def test_scripts_carry_every_byte(size):
 def test_what_a_page_cannot_run_is_refused():
     words = tokenizer()
     flip = FLIP(replace(FLIP_MINI, vocab_size=words.vocab_size))
-    with pytest.raises(ValueError, match="encoder holds a FLIP; a page can run"):
+    with pytest.raises(ValueError, match="encoder holds a FLIP; a page can run a CLIP only"):
         pack_tower(DualEncoder(flip, words), "text")
-    resnet = CLIP(replace(CLIP_MINI, stages=(1, 1, 1, 1), dim=8, image_size=32))
-    with pytest.raises(ValueError, match="a page can run a CLIP with transformers only"):
-        pack_tower(DualEncoder(resnet, words), "image")
+    for strange in (encoder_with_another_image_tower(), encoder_with_another_stem()):
+        with pytest.raises(ValueError, match=r"encoder holds a .*; a page can run CLIP's transf"):
+            pack_tower(strange, "image")
+
+
+class OtherTower(torch.nn.Module):
+    """An image encoder that no page knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 24)
+
+    def forward(self, images):
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+def encoder_with_another_image_tower():
+    network = CLIP(encoder().network.config).eval()
+    network.image_encoder, network.image_projection = OtherTower(), None
+    return DualEncoder(network, tokenizer())
+
+
+def encoder_with_another_stem():
+    network = CLIP(encoder(stem="conv").network.config).eval()
+    network.image_encoder.patch_embedding.layers[1][2] = torch.nn.ReLU()
+    return DualEncoder(network, tokenizer())
+
+
+def packed_bits(packed):
+    return tower_contents(packed)["bits"]
+
+
+def test_without_an_image_tower_that_runs_the_page_gets_the_text_tower():
+    assert pack_towers(encoder()).keys() == {"text", "image"}
+    assert pack_towers(encoder(**RESNET)).keys() == {"text", "image"}
+    for strange in (encoder_with_another_image_tower(), encoder_with_another_stem()):
+        packed = pack_towers(strange)
+        assert packed == {"text": pack_tower(strange, "text")}
+        figure = CLIPSearch(strange, pictures(), examples=("a happy cat",))
+        assert figure.towers.keys() == {"text"}
+        figure.asked = ["image", "text"]
+        assert (figure.text_weights, figure.image_weights) == (packed["text"], b"")
+
+
+def test_the_image_tower_takes_the_bits_that_there_is_room_for():
+    def size(packed):
+        return sum(map(len, script_parts(packed).values()))
+
+    text = size(pack_tower(encoder(), "text"))
+    sizes = {bits: size(pack_tower(encoder(), "image", bits)) for bits in BITS["image"]}
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    for bits, image in sizes.items():
+        packed = pack_towers(encoder(), text + image)
+        assert packed_bits(packed["image"]) == bits
+        assert sum(map(size, packed.values())) == text + image
+    assert pack_towers(encoder(), text + min(sizes.values()) - 1).keys() == {"text"}
 
 
 def test_the_tokenizer_of_another_kind_is_refused():
@@ -267,18 +254,15 @@ def test_weights_are_written_under_the_names_that_the_page_asks_for(tmp_path):
 
 def test_everything_together_stays_under_three_megabytes():
     words = tokenizer()
-    config = replace(CLIP_MINI, vocab_size=4000)
+    config = replace(CLIP_VIT_MINI, vocab_size=4000)
     big = DualEncoder(CLIP(config).eval(), words)
-    weights = sum(len(s) for t in TOWERS for s in script_parts(pack_tower(big, t)).values())
+    packed = pack_towers(big)
+    weights = sum(len(s) for data in packed.values() for s in script_parts(data).values())
+    assert weights <= MAX_BYTES
     figure = CLIPSearch(encoder(), gallery())
     rows = len(figure.names) + len(figure.captions) + len(figure.examples)
     gallery_bytes = len(figure.sprite) + 2 * rows * config.embed_dim
     assert weights + gallery_bytes * 4 / 3 < LIMIT
-
-
-needs_shipped = pytest.mark.skipif(
-    "clip-mini" not in list_mini_checkpoints(), reason="no trained clip-mini came with mmlab"
-)
 
 
 @needs_shipped
@@ -328,7 +312,8 @@ UNPACK = """async ([name, data]) => {
 
 
 def give(lab, original, tower):
-    lab.evaluate(UNPACK, [tower, base64.b64encode(pack_tower(original, tower)).decode()])
+    packed = packed_towers(original)[tower]
+    lab.evaluate(UNPACK, [tower, base64.b64encode(packed).decode()])
 
 
 def text_features(lab, original, texts):
@@ -353,6 +338,8 @@ VARIANTS = {
     "linear patches": {"stem": "linear", "activation": "gelu"},
     "end of the vocabulary": {"end_id": None, "activation": "gelu_tanh"},
     "relu": {"activation": "relu", "norm_eps": 1e-3, "text_depth": 1, "patch_size": 16},
+    "a ResNet": RESNET,
+    "a wider ResNet": {"stages": (1, 1, 2, 1), "dim": 8, "image_size": 64},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -370,7 +357,8 @@ class TestNetworkInThePage:
     @every_variant
     def test_image_features_are_torch_s(self, lab, variant):
         original = encoder(**VARIANTS[variant])
-        images = torch.stack(list(pictures(4, 32).values()))
+        size = original.network.config.image_size
+        images = torch.stack(list(pictures(4, size).values()))
         expected = rounded(original).encode_images(images)
         assert torch.allclose(image_features(lab, original, images), expected, atol=2e-6)
 
@@ -378,7 +366,9 @@ class TestNetworkInThePage:
     def test_pictures_are_prepared_as_by_the_package(self, lab, size):
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
-        expected = normalize(center_crop(resize(image, 32), 32)[None], CLIP_MEAN, CLIP_STD)
+        expected = normalize(
+            center_crop(resize(image, 32, "bicubic"), 32)[None], CLIP_MEAN, CLIP_STD
+        )
         pixels = torch.cat([image, torch.full((1, *size), 255)]).permute(1, 2, 0).flatten()
         run = """([pixels, height, width, mean, std]) => {
           const canvas = lab.h("canvas", { width, height });
@@ -397,11 +387,22 @@ class TestNetworkInThePage:
         shipped = shipped_encoder()
         texts = text_features(lab, shipped, SENTENCES)
         images = emoji("all", "fluent").images(list(range(0, 1500, 60)))
-        pictures = image_features(lab, shipped, images)
         exact_texts, exact_images = shipped.encode_texts(SENTENCES), shipped.encode_images(images)
         assert (texts - exact_texts).abs().max() < 1e-3
         assert (texts @ exact_images.T - exact_texts @ exact_images.T).abs().max() < 1e-3
-        assert (exact_texts @ pictures.T - exact_texts @ exact_images.T).abs().max() < 2e-2
+
+    @needs_shipped
+    def test_own_pictures_of_the_shipped_model_agree_to_two_hundredths(self, lab):
+        shipped = shipped_encoder()
+        packed = packed_towers(shipped).get("image")
+        if packed is None:
+            pytest.skip("the page does not get this image tower")
+        size = shipped.network.config.image_size
+        images = emoji("all", "fluent", image_size=size).images(list(range(0, 1500, 60)))
+        pictures, texts = image_features(lab, shipped, images), shipped.encode_texts(SENTENCES)
+        difference = (pictures - shipped.encode_images(images)) @ texts.T
+        # One bit less doubles the error.
+        assert difference.abs().max() < 2e-2 * 2 ** (BITS["image"][0] - packed_bits(packed))
 
 
 @pytest.mark.browser
@@ -632,6 +633,19 @@ class TestFigure:
         assert cosines(page, "captions") == pytest.approx(expected.tolist(), abs=5e-3)
         page.locator("input[type=file]").set_input_files(__file__)
         page.wait_for_function("document.body.textContent.includes('is not a picture')")
+
+    def test_without_an_image_tower_no_picture_of_one_s_own_is_offered(self, show, site):
+        strange = encoder_with_another_image_tower()
+        figure = CLIPSearch(strange, pictures(), examples=("a happy cat",), folder="strange")
+        figure.write_weights(site / "strange")
+        page = show(figure)
+        assert page.locator("input[type=file]").count() == 0
+        assert "only the text encoder runs in this page" in told(page)
+        page.locator("details").evaluate("node => node.open = true")
+        assert "the weights of the text encoder are rounded to 11 bits" in told(page)
+        type_and_search(page, "a dog")
+        loaded(page)
+        assert len(cosines(page)) == 12
 
     def test_probabilities_are_softmax_over_all(self, show):
         page = show(search())

@@ -9,7 +9,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 
 from mmlab.datasets.tokenizer import train_wordpiece
-from mmlab.models.clip import CLIP, CLIP_MINI
+from mmlab.models.clip import CLIP, CLIP_VIT_MINI
 from mmlab.models.flip import FLIP_MINI
 from mmlab.models.mae import MAE_MINI
 from mmlab.models.vit import VIT_MINI, ViT
@@ -93,7 +93,7 @@ def clip():
     words = train_wordpiece(["1 2", "a cat", "a dog"], vocab_size=60, min_count=1)
     sizes = {"dim": 16, "depth": 1, "text_dim": 16, "text_depth": 1, "embed_dim": 16}
     torch.manual_seed(0)
-    network = CLIP(replace(CLIP_MINI, vocab_size=words.vocab_size, **sizes)).eval()
+    network = CLIP(replace(CLIP_VIT_MINI, vocab_size=words.vocab_size, **sizes)).eval()
     return DualEncoder(network, words)
 
 
@@ -249,6 +249,38 @@ def test_motion_is_shown_only_to_those_who_allow_it(make, starter, show):
     }})"""
     assert show(make(), reduced_motion="reduce").evaluate(frames) == 1
     assert show(make(), reduced_motion="no-preference").evaluate(frames) > 2
+
+
+# What JupyterLab says of all lists in an output.
+JUPYTERLAB = """
+main dl, main dt, main dd { display: block; padding: 0; margin: 0; }
+main dl { width: 100%; overflow: hidden; }
+main dt { font-weight: bold; float: left; width: 20%; }
+main dd { float: left; width: 80%; }
+"""
+# Within their list: what stands above it may still load.
+PLACES = """[...document.querySelectorAll("dl, dt, dd")].map((node) => {
+  const { x, y, width, height } = node.getBoundingClientRect();
+  return [x, y - node.closest("dl").getBoundingClientRect().y, width, height];
+})"""
+
+
+@pytest.mark.parametrize("make", [matrix, laboratory, transport])
+def test_jupyterlab_s_rules_for_lists_change_nothing(make, show):
+    page = show(make())
+    before = page.evaluate(PLACES)
+    assert len(before) > 3
+    page.evaluate(
+        """(rules) => {
+          document.querySelector("main").classList.add("lab");
+          const style = document.createElement("style");
+          style.textContent = rules;
+          document.head.append(style);
+        }""",
+        JUPYTERLAB.replace("main", ".lab"),
+    )
+    settle(page)
+    assert page.evaluate(PLACES) == before
 
 
 @every_figure

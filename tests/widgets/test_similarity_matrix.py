@@ -5,11 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmlab.hub.shipped import mini_checkpoint
 from mmlab.objectives.contrastive import contrastive_loss
-from mmlab.widgets import SimilarityMatrix
+from mmlab.tasks.dual_encoder import load_dual_encoder
+from mmlab.widgets import CLIPSearch, SimilarityMatrix
+from mmlab.widgets.clip_search import FOLDER, shipped_encoder, shipped_weight_files, write_files
 from mmlab.widgets.similarity_matrix import MAX_OWN_CAPTIONS
 from tests.browser import needs_chromium
-from tests.widgets.figure_page import ANSWER_TIMES, HOSTILE, boards, settle
+from tests.widgets.figure_page import ANSWER_TIMES, HOSTILE, boards, settle, write_page
+from tests.widgets.small_clip import SENTENCES, encoder, needs_shipped, rounded
 
 B, DIM = 5, 12
 CAPTIONS = ["a red ring", "two small blue stars", "grey *cloud* {n}", "一只猫", "a heart"]
@@ -36,6 +40,27 @@ def encode(captions):
 
 def matrix(scale=14.0, **options):
     return SimilarityMatrix(pictures(), CAPTIONS, *features(), math.log(scale), **options)
+
+
+WORDS = ["a happy cat", "the red heart", "rain", "一只猫", "a dog and a fish"]
+
+
+def encoded(model=None, folder="clip", **features):
+    """A matrix whose model's text tower lies in ``folder`` of the site."""
+    model = encoder() if model is None else model
+    own = {
+        "image_features": model.encode_images(list(pictures().values())),
+        "text_features": model.encode_texts(WORDS),
+    }
+    options = {"logit_scale": math.log(14.0), "encoder": model, "folder": folder}
+    return SimilarityMatrix(pictures(), WORDS, **own | features | options)
+
+
+def exact_cosines(more=(), model=None, page=None):
+    """Of all captions; ``page`` encodes those that the reader adds."""
+    model = encoder() if model is None else model
+    texts = torch.cat([model.encode_texts(WORDS), (page or model).encode_texts(more)])
+    return model.encode_images(list(pictures().values())) @ texts.T
 
 
 def reference(order, scale):
@@ -186,8 +211,37 @@ class TestOwnCaption:
         assert matrix(encode_text=encode).page_state()["own"] == "needs_kernel"
         assert matrix(encode_text=encode).own == "live"
         assert matrix().page_state()["own"] == "absent"
+        assert encoded().own == "live"
+        assert encoded().page_state()["own"] == "page"
+        assert encoded(folder=None).page_state()["own"] == "needs_kernel"
         with pytest.raises(ValueError, match="encode_text is None"):
             matrix().add_caption("this")
+
+    def test_with_a_kernel_the_encoder_answers(self):
+        figure = encoded()
+        figure.typed = "a dog"
+        assert figure.captions[-1] == "a dog"
+        assert torch.allclose(figure.cosines(), exact_cosines(["a dog"]), atol=1e-6)
+
+    def test_features_of_another_model_are_refused(self):
+        other = encoder(seed=1)
+        images = other.encode_images(list(pictures().values()))
+        with pytest.raises(ValueError, match="image_features are not what encoder makes"):
+            encoded(image_features=images)
+        with pytest.raises(ValueError, match="text_features are not what encoder makes"):
+            encoded(text_features=other.encode_texts(WORDS))
+        encoded(image_features=7 * encoder().encode_images(list(pictures().values())))
+
+    @needs_shipped
+    def test_the_shipped_model_runs_in_the_page(self):
+        shipped = load_dual_encoder("clip-mini", mini_checkpoint("clip-mini"))
+        figure = encoded(shipped, folder=None)
+        assert figure.page_state()["own"] == "page"
+        assert figure.tower == CLIPSearch(shipped).towers["text"]
+        assert {f"{name}.js" for name in figure.tower["files"]} <= shipped_weight_files().keys()
+        with torch.no_grad():
+            shipped.network.text_projection.weight.mul_(1.001)
+        assert encoded(shipped, folder=None).page_state()["own"] == "needs_kernel"
 
 
 # ---- The browser
@@ -374,11 +428,15 @@ class TestInBrowser:
         settle(page)
         assert chips(page) == ["a new one", *CAPTIONS[1:], CAPTIONS[0]]
 
-    def test_without_a_kernel_the_page_says_so(self, show):
-        text = show(matrix(encode_text=encode)).locator(".mmlab-widget").inner_text()
-        assert "the text encoder needs a kernel" in text
-        page = show(matrix())
-        assert page.locator(".own").count() == 0
+    def test_where_no_caption_can_be_added_the_page_says_why(self, show):
+        for figure, reason in (
+            (matrix(encode_text=encode), "open this page as a notebook"),
+            (matrix(), "the model that made these vectors is not at hand"),
+        ):
+            page = show(figure)
+            assert reason in page.locator("p.own").inner_text()
+            assert "vectors of two models cannot be compared" in page.locator("p.own").inner_text()
+            assert page.get_by_label("Your own caption").count() == 0
 
     def test_with_a_kernel_it_asks_for_the_caption(self, show):
         class Live(SimilarityMatrix):
@@ -423,3 +481,165 @@ class TestInBrowser:
         settle(page)
         spent = page.evaluate(ANSWER_TIMES)
         assert len(spent) == 15 and min(spent) > 0
+
+
+def add(page, caption):
+    page.get_by_label("Your own caption").fill(caption)
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('progress').classList.contains('hidden')")
+    page.wait_for_function("""!document.querySelector("[role=status]").textContent.includes("…")""")
+    settle(page)
+
+
+def status(page):
+    return page.locator(".mmlab-similarity-matrix [role=status]").inner_text()
+
+
+def column_labels(page):
+    page.locator("details").first.evaluate("node => node.open = true")
+    settle(page)
+    return [text[3:] for text in page.locator("thead th").all_text_contents()[1:]]
+
+
+@pytest.fixture(scope="module")
+def weights(site):
+    search().write_weights(site / "clip")
+
+
+def search():
+    return CLIPSearch(encoder(), pictures(), examples=WORDS[:2], folder="clip")
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.usefixtures("weights")
+class TestEncoderInThePage:
+    def test_an_own_caption_takes_part_in_everything(self, show):
+        page = show(encoded())
+        before = losses(page)
+        assert re.search(r"the text encoder, [\d.]+ MB, is loaded", status(page))
+        add(page, " something to drink ")
+        assert "was read as [CLS]" in status(page) and "[SEP]." in status(page)
+        assert "something to drink" in page.locator(".readout").text_content()
+        assert column_labels(page) == [*WORDS, "something to drink"]
+
+        cosines = exact_cosines(["something to drink"], page=rounded(encoder())).double()
+        pairs = torch.arange(B)
+        for key, scale in (("", 14.0), ("End", 1.0), ("Home", 100.0)):
+            page.get_by_role("slider", name="Temperature").focus()
+            if key:
+                page.keyboard.press(key)
+                settle(page)
+            logits = (scale * cosines).requires_grad_()
+            rows = F.cross_entropy(logits, pairs)
+            columns = F.cross_entropy(logits[:, :B].T, pairs)
+            ((rows + columns) / 2).backward()
+            assert losses(page)[1:] == pytest.approx([rows.item(), columns.item()], abs=2e-4)
+            assert torch.allclose(table(page, "value"), logits.softmax(dim=1), atol=2e-4)
+            assert torch.allclose(table(page, "gradient"), logits.grad, atol=2e-4)
+            choose(page, "text_to_image")
+            assert torch.allclose(table(page, "value"), logits.softmax(dim=0), atol=2e-4)
+            choose(page, "image_to_text")
+        page.get_by_role("button", name="Learned: 0.0714").click()
+        settle(page)
+        assert losses(page)[1] > before[1]  # one more negative in each row
+        assert losses(page)[2] == pytest.approx(before[2], abs=1e-9)
+
+    def test_an_own_caption_can_become_a_picture_s(self, show):
+        page = show(encoded())
+        add(page, "a dog")
+        page.get_by_label("Caption of picture 2").select_option(str(B))
+        settle(page)
+        order = [0, B, 2, 3, 4]
+        assert chips(page) == ["a happy cat", "a dog", *WORDS[2:], WORDS[1]]
+        logits = 14.0 * exact_cosines(["a dog"], page=rounded(encoder()))
+        rows = F.cross_entropy(logits, torch.tensor(order)).item()
+        columns = F.cross_entropy(logits[:, order].T, torch.arange(B)).item()
+        assert losses(page)[1:] == pytest.approx([rows, columns], abs=1e-4)
+
+    def test_there_is_room_for_some(self, show):
+        page = show(encoded())
+        for k in range(MAX_OWN_CAPTIONS):
+            add(page, f"{k} cats")
+        add(page, "1 cats")
+        assert "“1 cats”" in page.locator(".readout").text_content()
+        add(page, "one too many")
+        assert status(page) == f"There are {B + MAX_OWN_CAPTIONS} captions already; no more fit."
+        assert column_labels(page) == [*WORDS, *(f"{k} cats" for k in range(MAX_OWN_CAPTIONS))]
+
+    def test_works_from_the_disk(self, show):
+        page = show(encoded(), url=lambda path: path.as_uri())
+        add(page, "a dog")
+        expected = exact_cosines(["a dog"], page=rounded(encoder()))
+        choose(page, "cosine")
+        assert torch.allclose(table(page, "value"), expected.double(), atol=1e-4)
+
+    def test_the_weights_come_once_for_all_figures_of_a_page(self, show):
+        page = show(encoded(), search(), encoded())
+        scripts = []
+        page.on("request", lambda request: scripts.append(request.url.split("/")[-1]))
+        matrices = page.locator(".mmlab-similarity-matrix").all()
+        for figure in matrices:
+            figure.get_by_label("Your own caption").fill("a dog")
+        # All at once: the second and the third ask while the first is still loading.
+        page.evaluate("document.querySelectorAll('form').forEach((form) => form.requestSubmit())")
+        page.wait_for_function(
+            "[...document.querySelectorAll('[role=status]')]"
+            ".every((node) => /was read as|Every letter/.test(node.textContent))"
+        )
+        settle(page)
+        assert sorted(scripts) == sorted(f"{name}.js" for name in encoded().tower["files"])
+        assert [figure.locator(".chip").count() for figure in matrices] == [B + 1, B + 1]
+        page.get_by_label("A caption").fill("a red dog")
+        settle(page)
+        assert "a red dog" in page.locator(".mmlab-clip-search .headline").inner_text()
+
+    def test_missing_weights_are_told_and_asked_for_again(self, chromium, site):
+        write_page(site / "missing.html", encoded(folder="late"))
+        page, _ = chromium()
+        page.goto("missing.html")
+        page.wait_for_selector(".headline:not(:empty)")
+        add(page, "a dog")
+        assert "could not be loaded" in status(page) and "late/" in status(page)
+        assert page.locator(".chip").count() == B
+        search().write_weights(site / "late")
+        add(page, "a dog")
+        assert "was read as" in status(page)
+        assert page.locator(".chip").count() == B + 1
+        page.context.close()
+
+    def test_progress_is_shown(self, show):
+        page = show(encoded())
+        page.get_by_label("Your own caption").fill("a dog")
+        values = page.evaluate("""() => new Promise((resolve) => {
+          const bar = document.querySelector("progress"), seen = [];
+          new MutationObserver(() => {
+            seen.push([bar.classList.contains("hidden"), bar.getAttribute("value")]);
+            if (seen.length > 1 && seen.at(-1)[0]) resolve(seen);
+          }).observe(bar, { attributes: true });
+          document.querySelector("form").requestSubmit();
+        })""")
+        assert values[0][0] is False and values[-1] == [True, "1"]
+
+    def test_hostile_captions_stay_text(self, show):
+        page = show(encoded())
+        add(page, HOSTILE)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img").count() == 0
+        assert HOSTILE in page.locator(".readout").text_content()
+
+    @needs_shipped
+    def test_the_shipped_model_agrees_to_a_thousandth(self, show, site):
+        write_files(shipped_weight_files(), site / FOLDER)
+        shipped = shipped_encoder()
+        new = [text for text in SENTENCES if len(text) <= 200 and text not in WORDS]
+        assert len(new) >= 20
+        for k in range(0, len(new), MAX_OWN_CAPTIONS):
+            captions = new[k : k + MAX_OWN_CAPTIONS]
+            page = show(encoded(shipped, folder=None))
+            for caption in captions:
+                add(page, caption)
+            choose(page, "cosine")
+            assert column_labels(page) == [*WORDS, *captions]
+            expected = exact_cosines(captions, shipped).double()
+            assert (table(page, "value") - expected).abs().max() < 1e-3

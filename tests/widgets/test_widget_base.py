@@ -8,11 +8,12 @@ import ipywidgets
 import nbformat
 import pytest
 import torch
+import traitlets
 from nbclient import NotebookClient
 from PIL import Image
 
 from mmlab.widgets import PatchSplitter, TokenCalculator
-from mmlab.widgets.base import module_source, to_script_json
+from mmlab.widgets.base import listed, module_source, to_script_json, within
 from mmlab.widgets.strings import STRINGS, strings_for
 
 FIGURES = (
@@ -34,6 +35,45 @@ def picture(height=40, width=60, seed=0):
 
 def small_splitter(**options):
     return PatchSplitter({"noise": picture()}, patch_size=8, image_size=32, **options)
+
+
+class Checked(traitlets.HasTraits):
+    way = traitlets.Unicode("one")
+    count = traitlets.Int(3)
+    share = traitlets.Float(0.5)
+    seed = traitlets.Int(0)
+
+    @traitlets.validate("way")
+    def _check_way(self, proposal):
+        return listed(proposal, ("one", "two"))
+
+    @traitlets.validate("count", "share", "seed")
+    def _check_numbers(self, proposal):
+        limits = {"count": (-1,), "share": (0.25, 1.0), "seed": (0, 2**32 - 1)}
+        return within(proposal, *limits[proposal["trait"].name])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("way", "three", "way='three'; allowed are one, two"),
+        ("count", -2, "count=-2; allowed are -1 and up"),
+        ("share", 0.2, "share=0.2; allowed are 0.25 to 1"),
+        ("share", float("nan"), "share=nan; allowed are 0.25 to 1"),
+        ("seed", 2**32, "seed=4294967296; allowed are 0 to 4294967295"),
+    ],
+)
+def test_a_refused_value_is_told_what_is_allowed(name, value, message):
+    checked = Checked()
+    with pytest.raises(ValueError) as caught:
+        setattr(checked, name, value)
+    assert str(caught.value) == message
+    assert checked.trait_values() == Checked().trait_values()
+
+
+def test_the_limits_themselves_are_allowed():
+    Checked(way="two", count=-1, share=0.25, seed=2**32 - 1)
+    Checked(count=10**6, share=1.0)
 
 
 @pytest.fixture(params=[small_splitter, TokenCalculator], ids=["splitter", "calculator"])
