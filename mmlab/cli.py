@@ -44,7 +44,7 @@ def _option(text: str, name: str = "", default: str = "") -> typer.models.Option
 Text, Number, Whole, File = str | None, float | None, int | None, Path | None
 
 System = Annotated[
-    str, typer.Argument(help="What to train: vit, clip or flip.", show_default=False)
+    str, typer.Argument(help="What to train: vit, clip, flip or vilt.", show_default=False)
 ]
 Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
 Data = Annotated[Text, _option("emoji or scenes; a --config can name shards, too.", "data")]
@@ -66,6 +66,9 @@ def train(
     size: Size = None,
     data: Data = None,
     target: Target = None,
+    start: Annotated[
+        Text, _option("A file of weights to begin with; only a vilt does.", default="none")
+    ] = None,
     steps: Annotated[Whole, _option("Steps to take.", "steps")] = None,
     batch_size: Annotated[
         Whole, _option("Images a step, over all processes.", "batch_size")
@@ -202,12 +205,15 @@ def evaluate(
             default="train, test",
         ),
     ] = None,
-    num_images: Annotated[Whole, _option("How many scenes.", default="1000")] = None,
+    num_images: Annotated[
+        Whole, _option("How many scenes.", default="1000; 100 for retrieval with a vilt")
+    ] = None,
     seed: Annotated[Whole, _option("Of the scenes.", default="0")] = None,
     task: Annotated[
         Text,
         _option(
-            "classification of a vit; retrieval or zero-shot of a clip or flip.",
+            "classification of a vit; retrieval or zero-shot of a clip or flip; retrieval or vqa "
+            "of a vilt.",
             default="the first of them",
         ),
     ] = None,
@@ -225,9 +231,9 @@ def evaluate(
     given = _given(system=system, size=size, data=data, target=target)
     recipe = _recipe_to_evaluate(recipe_of(source), given)
     chosen = _given(vendor=vendor, split=split, num_images=num_images, seed=seed)
-    where = choose(recipe.data, chosen)
-    weights = weights_file(source)
     task = task or tasks_of(recipe.system)[0]
+    where = choose(recipe.data, chosen, recipe.system, task)
+    weights = weights_file(source)
     result = measure(recipe, weights, task, where, language)
     told = {"model": recipe.model_name, "weights": str(weights), "data": recipe.data, **where}
     told |= {"task": task}

@@ -26,11 +26,15 @@ import torch
 from torch import nn
 
 import mmlab
+from mmlab import datasets
 from mmlab.datasets.emoji import TRAINING_VENDORS, emoji
 from mmlab.datasets.resources import read_data
 from mmlab.hub import CheckpointError, read_checkpoint, save
 from mmlab.tasks.classification import accuracy, emoji_images
 from mmlab.tasks.dual_encoder import DualEncoder, dataset_retrieval
+from mmlab.tasks.fusion import FusionModel, load_fusion
+from mmlab.tasks.questions import answer_questions
+from mmlab.training.evaluation import joint_figures
 from mmlab.training.loop import Figures, TrainingError
 from mmlab.training.recipe import Recipe, check_known, parse_recipe, read_recipe, recipe_text
 from mmlab.training.run import (
@@ -71,6 +75,11 @@ PAIR_TESTS = {
 }
 """What a dual encoder is tried on: split, vendors and the language of the names."""
 
+SCENE_TESTS = ("test", "held_out")
+"""The splits of scenes that a model of pairs is tried on."""
+NUM_ASKED, NUM_PAIRED = 1000, 100
+"""How many scenes of each are asked about, and how many are paired, each with each."""
+
 Metadata = dict[str, str]
 Metrics = dict[str, dict[str, object]]
 
@@ -102,6 +111,8 @@ def load(recipe: Recipe, file: Path, made: Metadata) -> nn.Module:
     """The network in a checkpoint of ours."""
     if recipe.system == "vit":
         return load_network(recipe, file, len(json.loads(made["mmlab.classes"])))
+    if recipe.system == "vilt":
+        return load_fusion(recipe.model_name, file).network
     return load_encoder(recipe, file).network
 
 
@@ -201,10 +212,26 @@ def measure_retrieval(recipe: Recipe, network: nn.Module) -> Metrics:
     }
 
 
+def measure_pairs(recipe: Recipe, network: nn.Module) -> Metrics:
+    """Answers and joint retrieval on each of ``SCENE_TESTS``, where there are heads for it."""
+    data, size = training_data(recipe), image_size(recipe)
+    answers = data.answers if "answer" in network.heads else ()
+    model, metrics = FusionModel(network.eval(), data.tokenizer, answers), {}
+    for split in SCENE_TESTS:
+        if answers:
+            images = datasets.scenes(NUM_ASKED, split, size)
+            metrics[f"questions_{split}"] = asdict(answer_questions(model, images))
+        if {"match", "rank"} & set(network.heads):
+            images = datasets.scenes(NUM_PAIRED, split, size)
+            metrics[f"pairs_{split}"] = joint_figures(model, images)
+    return metrics
+
+
 MEASURES: dict[str, Callable[[Recipe, nn.Module], Metrics]] = {
     "vit": measure_classes,
     "clip": measure_retrieval,
     "flip": measure_retrieval,
+    "vilt": measure_pairs,
 }
 """How to measure what a system has learned."""
 

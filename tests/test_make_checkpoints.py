@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlab.datasets import emoji
+from mmlab.datasets import emoji, scenes
 from mmlab.hub import read_checkpoint
 from mmlab.tasks.dual_encoder import dataset_retrieval, load_dual_encoder
+from mmlab.tasks.fusion import load_fusion
+from mmlab.tasks.questions import answer_questions
 from mmlab.training.recipe import read_recipe, recipe_text
 from mmlab.training.run import run
 from scripts import make_checkpoints
-from tests.training.tiny import TINY, TINY_CLIP
+from tests.training.tiny import TINY, TINY_CLIP, TINY_VILT
 
 CARD = "# tiny\n"
 
@@ -167,3 +169,21 @@ def test_a_dual_encoder_is_measured_and_brings_its_tokenizer(place, capsys):
     assert found["text_to_image"]["r@10"] == pytest.approx(
         figures["fluent_held_out"]["text_to_image"]["r@10"], abs=0.01
     )
+
+
+def test_a_model_of_pairs_is_measured_beside_held_out_combinations(place, monkeypatch, capsys):
+    monkeypatch.setattr(make_checkpoints, "NUM_ASKED", 12)
+    monkeypatch.setattr(make_checkpoints, "NUM_PAIRED", 5)
+    set_recipe(place, TINY_VILT)
+    assert make_checkpoints.main([]) == 0
+    assert "questions_held_out" in capsys.readouterr().out
+    figures = json.loads(read_checkpoint(checkpoint(place)).metadata["mmlab.metrics"])
+    assert list(figures) == ["questions_test", "pairs_test", "questions_held_out", "pairs_held_out"]
+    assert figures["pairs_held_out"]["num_texts"] == 5
+    model = load_fusion("vilt-mini", checkpoint(place))
+    found = answer_questions(model, scenes(12, "held_out", 32))
+    assert found.accuracy == pytest.approx(figures["questions_held_out"]["accuracy"], abs=0.03)
+    # Another card is put in without training.
+    (place / "recipes/tiny.md").write_text("# tiny\nA better card.\n")
+    forbid_training(monkeypatch)
+    assert make_checkpoints.main([]) == 0

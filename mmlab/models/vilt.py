@@ -41,7 +41,12 @@ from mmlab.nn import (
     padding_mask,
     run_blocks,
 )
-from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import (
+    IGNORED,
+    MaskedTokens,
+    mask_tokens,
+    masked_language_loss,
+)
 from mmlab.objectives.matching import matching_loss
 from mmlab.objectives.transport import word_patch_alignment_loss
 
@@ -49,6 +54,7 @@ HEADS = ("words", "match", "patches", "answer", "rank")
 TEXT_ROW = 0
 """The modality table's row for text; image number n has row n."""
 
+INITS = ("normal", "xavier")
 NUM_SHADES = 256
 MASKED_SHARE, HIDDEN_SHARE = 0.15, 0.8
 """How many patches are to be predicted, and how many of these the mask token hides."""
@@ -68,6 +74,9 @@ class ViLTConfig:
     - ``tied_words``: the last matrix of the words head is the table of word vectors. Official
       weights are not tied; a fresh model of ``transformers`` is.
     - ``text_norm_eps`` is for the norms that come from BERT: word embeddings and words head.
+    - ``init``: the matrices of blocks, pooler and heads start with a spread of 0.02, as published
+      (``"normal"``), or with one that grows as the width shrinks (``"xavier"``): 0.02 is for a
+      width of 768, and in a narrow model so small that it learns little at first.
 
     A wrong value raises ValueError.
     """
@@ -89,10 +98,12 @@ class ViLTConfig:
     norm_eps: float = 1e-6
     text_norm_eps: float = 1e-12
     dropout: float = 0.1
+    init: str = "normal"
 
     def __post_init__(self) -> None:
         check_integers(self, "image_size", "patch_size", "num_channels", "dim", "depth")
         check_integers(self, "num_heads", "mlp_dim", "vocab_size", "context_length", "num_images")
+        check_choice(self, "init", INITS)
         check_integers(self, "num_classes", minimum=0)
         check_choice(self, "activation", tuple(ACTIVATIONS))
         check_positive(self, "norm_eps", "text_norm_eps")
@@ -483,12 +494,19 @@ _HEADS = {
 def _init_vilt(model: ViLT) -> None:
     """Text parts, modalities and heads as BERT, the trunk as timm's ViT, which the paper loads."""
     model.apply(init_bert)
-    for module in model.blocks.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+    for matrix in _matrices(model.blocks):
+        nn.init.trunc_normal_(matrix, std=0.02)
+    if model.config.init == "xavier":
+        for matrix in _matrices(model.blocks, model.pooler, model.heads):
+            nn.init.xavier_uniform_(matrix)
     for token in (model.class_token, model.position_embedding, model.mask_token):
         if token is not None:
             nn.init.trunc_normal_(token, std=0.02)
+
+
+def _matrices(*parts: nn.Module) -> list[nn.Parameter]:
+    modules = [module for part in parts for module in part.modules()]
+    return [module.weight for module in modules if isinstance(module, nn.Linear)]
 
 
 @torch.no_grad()
@@ -515,20 +533,21 @@ VILT_B_32_VQA = replace(VILT_B_32, heads=("answer",), num_classes=3129)
 VILT_B_32_NLVR2 = replace(VILT_B_32, heads=("answer",), num_classes=2, num_images=2)
 VILT_B_32_RETRIEVAL = replace(VILT_B_32, heads=("rank",))
 
-# Ours, for 64-pixel scenes and CPU cores; patch_size=8 sees finer, but a step costs 2.6 times as
-# much. Captions are word pieces of
-# mmlab.datasets.train_wordpiece; give the vocabulary of your tokenizer:
+# Ours, for 64-pixel scenes and CPU cores. With patches of 16 pixels a step costs less than half,
+# but a shape then hardly fills a patch, and its color is learnt much later. Captions are word
+# pieces of mmlab.datasets.train_wordpiece; give the vocabulary of your tokenizer:
 # create_model("vilt-mini", vocab_size=tokenizer.vocab_size).
 VILT_MINI = ViLTConfig(
     image_size=64,
-    patch_size=16,
-    dim=128,
+    patch_size=8,
+    dim=96,
     depth=4,
     num_heads=4,
-    mlp_dim=512,
+    mlp_dim=384,
     vocab_size=4096,
     context_length=32,
     dropout=0.0,
+    init="xavier",
 )
 
 
@@ -568,6 +587,8 @@ class ViLTPretraining(nn.Module):
         ``batch`` has ``"input_ids"`` and ``"attention_mask"`` of a tokenizer, ``"images"``, and
 
         - ``"word_ids"``, with which whole words are masked, else single tokens;
+        - ``"masked_ids"`` and ``"labels"`` where the data have masked the words themselves, and
+          ``"matched"`` where they have drawn which rows keep their image;
         - ``"image_sizes"`` where images are padded;
         - ``"false_images"`` (``"false_image_sizes"``), one wrong image for each text, padded to the
           same size. Official code draws them from the whole data set. Without them they are images
@@ -586,14 +607,17 @@ class ViLTPretraining(nn.Module):
     def _masked_words(
         self, batch: dict[str, Tensor], images: Tensor, sizes: Tensor | None
     ) -> Float[Tensor, ""]:
-        ids, valid, word_ids = batch["input_ids"], batch["attention_mask"], batch.get("word_ids")
-        maskable = inner_words(valid)
-        vocab_size = self.network.config.vocab_size
-        masked = mask_tokens(
-            ids, maskable, self.mask_id, vocab_size, word_ids=word_ids, generator=self.generator
-        )
-        features = self._features(masked.ids, valid, images, sizes)
+        masked = self._mask_words(batch)
+        features = self._features(masked.ids, batch["attention_mask"], images, sizes)
         return masked_language_loss(self.network.word_logits(features), masked.labels)
+
+    def _mask_words(self, batch: dict[str, Tensor]) -> MaskedTokens:
+        if "masked_ids" in batch:
+            return MaskedTokens(batch["masked_ids"], batch["labels"])
+        maskable = inner_words(batch["attention_mask"])
+        vocab_size = self.network.config.vocab_size
+        options = {"word_ids": batch.get("word_ids"), "generator": self.generator}
+        return mask_tokens(batch["input_ids"], maskable, self.mask_id, vocab_size, **options)
 
     def _matching(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         matched, images, sizes = self._true_and_false(batch)
@@ -648,10 +672,15 @@ class ViLTPretraining(nn.Module):
     def _true_and_false(
         self, batch: dict[str, Tensor]
     ) -> tuple[Bool[Tensor, " batch"], Tensor, Tensor | None]:
-        """Half of the rows, rounded down, keep their image; the others get a false one."""
+        """Half of the rows, rounded down, keep their image; the others get a false one.
+
+        Unless ``batch`` tells which do.
+        """
         images, sizes = batch["images"], batch.get("image_sizes")
         false_images, false_sizes = self._false_images(batch)
-        matched = self._permutation(images) < len(images) // 2
+        matched = batch.get("matched")
+        if matched is None:
+            matched = self._permutation(images) < len(images) // 2
         images = torch.where(matched[:, None, None, None], images, false_images)
         if sizes is not None:
             sizes = torch.where(matched[:, None], sizes, false_sizes)

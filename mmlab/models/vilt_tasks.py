@@ -6,13 +6,15 @@ Kim, Son and Kim 2021 (arXiv 2102.03334), sections 4.3 and 4.4; the losses as in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlab.models.vilt import ViLT, ViLTFeatures
+from mmlab.models.checks import check
+from mmlab.models.vilt import ViLT, ViLTFeatures, ViLTPretraining
 
 
 def vilt_classifier(model: ViLT, num_classes: int, num_images: int = 1) -> ViLT:
@@ -35,10 +37,32 @@ def vilt_ranker(model: ViLT) -> ViLT:
     ValueError if that has no ``"match"`` head.
     """
     model.head("match")
-    state = dict(model.state_dict())
-    for name in ("weight", "bias"):
-        state[f"heads.rank.{name}"] = state[f"heads.match.{name}"][1:]
+    state = _with_rank(model.state_dict())
     return _continued(ViLT(replace(model.config, heads=("rank",), num_classes=0)), state)
+
+
+def _with_rank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    rows = {f"heads.rank.{name}": state[f"heads.match.{name}"][1:] for name in ("weight", "bias")}
+    return {**state, **rows}
+
+
+@torch.no_grad()
+def start_from_vilt(model: ViLT, pretrained: ViLT) -> None:
+    """Give ``model`` the weights of a pretrained ViLT, with those heads that both have.
+
+    The score for retrieval starts as in ``vilt_ranker``. ValueError if anything but the heads is of
+    another shape.
+    """
+    state = dict(pretrained.state_dict())
+    if "match" in pretrained.heads and "rank" not in pretrained.heads:
+        state = _with_rank(state)
+    own = model.state_dict()
+    fitting = {key for key in own.keys() & state.keys() if own[key].shape == state[key].shape}
+    others = (own.keys() | state.keys()) - fitting
+    unfit = sorted(key for key in others if not key.startswith("heads."))
+    if unfit:
+        raise ValueError(f"the two ViLTs must have the same shape; they differ in {unfit[0]!r}")
+    model.load_state_dict(own | {key: state[key] for key in fitting})
 
 
 def _continued(fresh: ViLT, state: dict[str, Tensor]) -> ViLT:
@@ -121,6 +145,50 @@ class ViLTRetrieval(nn.Module):
         )
         first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         return {"ranking": F.cross_entropy(scores, first)}
+
+
+class ViLTLessons(nn.Module):
+    """A ``ViLT`` that learns with all of its heads side by side; ``network`` is the model.
+
+    Pre-training for ``"words"`` and ``"match"`` (and ``"patches"``), questions for ``"answer"``,
+    retrieval for ``"rank"``. The paper has one after the other; a small model, whose time is
+    short, may learn from all at once. ``mask_id`` as in ``ViLTPretraining``. ValueError for a model
+    without a head, or with one of ``"words"`` and ``"match"`` but not the other.
+    """
+
+    def __init__(self, network: ViLT, mask_id: int = 103):
+        super().__init__()
+        heads = network.config.heads
+        check(bool(heads), "heads", heads, "the heads to train, and not empty")
+        self.network = network
+        self._lessons = []
+        if {"words", "match", "patches"} & set(heads):
+            self._lessons.append((ViLTPretraining(network, mask_id, None), _PRETRAINING))
+        if "answer" in heads:
+            self._lessons.append((ViLTQuestionAnswering(network), _QUESTIONS))
+        if "rank" in heads:
+            self._lessons.append((ViLTRetrieval(network), _RANKING))
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of all heads; ``batch`` is that of ``PairedScenes.batch``."""
+        losses: dict[str, Tensor] = {}
+        for lesson, entries in self._lessons:
+            given = {name: batch[entry] for name, entry in entries.items() if entry in batch}
+            losses |= lesson.losses(given)
+        if "masked_words" in losses:
+            losses["masked_words"] = losses["masked_words"] * batch["masked_share"]
+        return losses
+
+
+_TEXT = ("input_ids", "attention_mask")
+_PRETRAINING = {
+    name: name for name in ("images", *_TEXT, "masked_ids", "labels", "matched", "false_images")
+}
+_QUESTIONS = {"images": "images", "scores": "scores"} | dict(
+    zip(_TEXT, ("question_ids", "question_mask"), strict=True)
+)
+_RANKING = {"images": "images"} | dict(zip(_TEXT, ("text_ids", "text_mask"), strict=True))
+"""What a lesson calls the entries of the common batch."""
 
 
 def _pair_features(network: ViLT, batch: dict[str, Tensor]) -> ViLTFeatures:

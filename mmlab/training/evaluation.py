@@ -11,6 +11,8 @@ from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.emoji import LANGUAGES
 from mmlab.tasks.classification import accuracy, emoji_images, scene_images
 from mmlab.tasks.dual_encoder import dataset_retrieval, dataset_zero_shot
+from mmlab.tasks.fusion import FusionModel, fusion_retrieval, load_fusion, matching_accuracy
+from mmlab.tasks.questions import answer_questions
 from mmlab.tasks.zero_shot import TEMPLATES
 from mmlab.training.recipe import Recipe, check_known
 from mmlab.training.run import device, load_encoder, load_network
@@ -19,6 +21,9 @@ from mmlab.training.systems import image_size
 Choice = dict[str, object]
 Figures = dict[str, object]
 
+HELD_OUT = "held_out"
+"""The split of scenes with combinations of color and shape that no training scene shows."""
+
 CHOICES: dict[str, Choice] = {
     "emoji": {"vendor": "fluent", "split": "train"},
     "scenes": {"split": "test", "num_images": 1000, "seed": 0},
@@ -26,10 +31,14 @@ CHOICES: dict[str, Choice] = {
 """What can be chosen of the images of each data set, with the usual choice."""
 
 
-def choose(data: str, chosen: Choice) -> Choice:
+FEWER: dict[tuple[str, str], Choice] = {("vilt", "retrieval"): {"num_images": 100}}
+"""The usual choice for a system and a task where it is another: each pair is a forward pass."""
+
+
+def choose(data: str, chosen: Choice, system: str = "", task: str = "") -> Choice:
     """The usual choice with ``chosen`` in its place; ValueError for an option of other data."""
     check_known("data to measure on", data, tuple(CHOICES))
-    usual = CHOICES[data]
+    usual = CHOICES[data] | FEWER.get((system, task), {})
     for name in chosen:
         if name not in usual:
             options = ", ".join(f"--{other.replace('_', '-')}" for other in usual)
@@ -51,8 +60,10 @@ def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: s
     check_known("task", task, tasks_of(recipe.system))
     if task == "classification" and language != "en":
         raise ValueError("--language means nothing for classification, which reads no captions")
-    if task == "retrieval" and recipe.target:
-        raise ValueError("--target means nothing for retrieval, which reads the captions")
+    if task in ("retrieval", "vqa") and recipe.target:
+        raise ValueError(f"--target means nothing for {task}, which reads the captions")
+    if recipe.system == "vilt" and language != "en":
+        raise ValueError("--language must be en for a vilt, which learns from English texts")
     return _TASKS[recipe.system][task](recipe, weights, where, language)
 
 
@@ -81,6 +92,41 @@ def _zero_shot(recipe: Recipe, weights: Path, where: Choice, language: str) -> F
     return asdict(dataset_zero_shot(encoder, images, templates, recipe.target))
 
 
+def _questions(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: FusionModel, images: Scenes) -> Figures:
+        return asdict(answer_questions(model, images, language))
+
+    return _beside_held_out(recipe, weights, where, figures)
+
+
+def _joint_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: FusionModel, images: Scenes) -> Figures:
+        return joint_figures(model, images, language)
+
+    return _beside_held_out(recipe, weights, where, figures)
+
+
+def joint_figures(model: FusionModel, images: Scenes, language: str = "en") -> Figures:
+    """Both directions of retrieval, and the accuracy of the matching head where there is one."""
+    figures = fusion_retrieval(model, images, language).figures()
+    if "match" in model.network.heads:
+        figures["matching_accuracy"] = matching_accuracy(model, images, language)
+    return figures
+
+
+def _beside_held_out(
+    recipe: Recipe, weights: Path, where: Choice, figures: Callable[[FusionModel, Scenes], Figures]
+) -> Figures:
+    """The figures of the images asked for, and beside them those of combinations never seen."""
+    check_known("data to measure on", recipe.data, ("scenes",))
+    model = load_fusion(recipe.model_name, weights)
+    model.network.to(device())
+    found = figures(model, _images(recipe, where))
+    if where["split"] == HELD_OUT:
+        return found
+    return {**found, HELD_OUT: figures(model, _images(recipe, {**where, "split": HELD_OUT}))}
+
+
 def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scenes:
     size = image_size(recipe)
     if recipe.data == "emoji":
@@ -94,4 +140,5 @@ _TASKS: dict[str, dict[str, _Task]] = {
     "vit": {"classification": _classification},
     "clip": _CONTRAST,
     "flip": _CONTRAST,
+    "vilt": {"retrieval": _joint_retrieval, "vqa": _questions},
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmlab.models.checks import check, check_integers, check_rates
 
-SYSTEMS = ("vit", "clip", "flip")
+SYSTEMS = ("vit", "clip", "flip", "vilt")
 DATA = ("emoji", "scenes", "shards")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16")
@@ -31,7 +31,10 @@ class Recipe:
       ``mmlab.datasets.shards.list_shards``); ``buffer`` samples are shuffled together.
     - ``tokenizer``: the file with the vocabulary for captions (see
       ``mmlab.datasets.tokenizer.read_tokenizer``); empty learns one from the captions.
-    - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``.
+    - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``. The ``heads``
+      of a ViLT say what it learns.
+    - ``start``: a file of weights to begin with; empty begins afresh. A ViLT begins with a ViLT,
+      whose fitting heads it keeps, or its trunk with a ViT.
     - ``batch_size``: images a step, over all processes together.
     - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule``.
     - ``beta2``, ``eps``: AdamW's; the CLIP paper takes 0.98 and 1e-6 for its transformers.
@@ -53,6 +56,7 @@ class Recipe:
     buffer: int = 1000
     tokenizer: str = ""
     model: Mapping[str, object] = field(default_factory=dict)
+    start: str = ""
     steps: int = 300
     batch_size: int = 64
     lr: float = 2e-3
@@ -71,6 +75,7 @@ class Recipe:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", _without_lists(self.model))
         for name, choices in _CHOICES.items():
             check_known(name, getattr(self, name), choices)
         check_integers(self, "num_images", "steps", "batch_size", "checkpoint_every", "keep")
@@ -91,6 +96,11 @@ class Recipe:
     def model_name(self) -> str:
         """The name that ``mmlab.create_model`` knows."""
         return f"{self.system}-{self.size}"
+
+
+def _without_lists(model: Mapping[str, object]) -> dict[str, object]:
+    """YAML has no tuples, and a configuration no lists."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in model.items()}
 
 
 _CHOICES = {"system": SYSTEMS, "data": DATA, "schedule": SCHEDULES, "precision": PRECISIONS}

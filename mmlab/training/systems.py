@@ -5,6 +5,7 @@ A system more is a row more in ``SYSTEMS``; the loop does not change.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -14,14 +15,19 @@ from torch import nn
 
 from mmlab.datasets.shards import list_shards
 from mmlab.datasets.tokenizer import Tokenizer, read_tokenizer
-from mmlab.hub import create_model, model_config
+from mmlab.hub import create_model, model_config, read_checkpoint
+from mmlab.hub.load import saved_config
 from mmlab.models.checks import check
 from mmlab.models.clip import CLIPPretraining
 from mmlab.models.flip import FLIPPretraining
+from mmlab.models.vilt import HEADS, ViLT, start_from_vit
+from mmlab.models.vilt_tasks import ViLTLessons, start_from_vilt
 from mmlab.models.vit import ViTClassification
 from mmlab.tasks.captions import CaptionedImages, emoji_captions, scene_captions
 from mmlab.tasks.classification import LabelledImages, emoji_images, scene_images
-from mmlab.tasks.dual_encoder import TOKENIZER
+from mmlab.tasks.dual_encoder import TOKENIZER, other_settings
+from mmlab.tasks.fusion import ANSWERS, FusionModel, load_fusion
+from mmlab.tasks.paired_scenes import PairedScenes, paired_scenes
 from mmlab.tasks.preparation import image_statistics
 from mmlab.tasks.streamed_captions import StreamedCaptions, learn_tokenizer
 from mmlab.training.batches import StreamedData, TrainingData
@@ -56,14 +62,19 @@ def overrides(recipe: Recipe, *given: str) -> dict[str, object]:
 def config_of(recipe: Recipe) -> object:
     """The configuration of the recipe's model, as far as the recipe alone tells it."""
     config = model_config(recipe.model_name)
-    # What is no field is told when the model is made.
-    names = {field.name for field in fields(config)} & recipe.model.keys()
+    # What is no field is told when the model is made; of heads and classes the data have a say.
+    known = {field.name for field in fields(config)} - {"heads", "num_classes"}
+    names = known & recipe.model.keys()
     return replace(config, **{name: recipe.model[name] for name in names})
 
 
 def image_size(recipe: Recipe) -> int:
     """Pixels per side of the images that the recipe's model takes."""
     return config_of(recipe).image_size
+
+
+def _check_no_start(recipe: Recipe) -> None:
+    check(not recipe.start, "start", recipe.start, f"left out: a {recipe.system} begins afresh")
 
 
 # Classification.
@@ -76,6 +87,7 @@ def labelled_images(recipe: Recipe) -> LabelledImages:
     """
     check(not recipe.shards, "data", recipe.data, "emoji or scenes: shards hold no classes")
     check(not recipe.tokenizer, "tokenizer", recipe.tokenizer, "left out: a vit reads no captions")
+    _check_no_start(recipe)
     size = image_size(recipe)
     if recipe.data == "emoji":
         return emoji_images(size, recipe.target, augment=True)
@@ -101,6 +113,7 @@ def captioned_images(recipe: Recipe) -> Captioned:
     for name in ("target", "label_smoothing"):
         value = getattr(recipe, name)
         check(not value, name, value, f"left out: {recipe.system} learns from captions")
+    _check_no_start(recipe)
     config = config_of(recipe)
     sizes = (config.image_size, config.context_length)
     tokenizer = read_tokenizer(recipe.tokenizer) if recipe.tokenizer else None
@@ -138,8 +151,80 @@ def _tokenizer(data: Captioned) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 
+# Text and image read together.
+
+
+def heads_of(recipe: Recipe) -> tuple[str, ...]:
+    """The heads that the recipe's ViLT has, and therefore what it learns."""
+    usual = model_config(recipe.model_name).heads
+    heads = recipe.model.get("heads", usual)
+    check(set(heads) <= set(HEADS), "heads", heads, f"some of {', '.join(HEADS)}")
+    return heads
+
+
+def scenes_with_texts(recipe: Recipe) -> PairedScenes:
+    """The scenes with captions and questions that a ViLT trains on.
+
+    ValueError if the recipe names other data, or sets what only classifiers have. Where the recipe
+    starts with a trained ViLT, words are numbered as that one numbers them.
+    """
+    allowed = "scenes: a vilt learns from their captions and questions"
+    check(recipe.data == "scenes", "data", recipe.data, allowed)
+    for name in ("target", "label_smoothing"):
+        value = getattr(recipe, name)
+        check(not value, name, value, "left out: the heads of a vilt say what it learns")
+    config, started = config_of(recipe), _started(recipe)
+    check(not (recipe.tokenizer and started), "tokenizer", recipe.tokenizer, "left out with start")
+    tokenizer = started.tokenizer if started else None
+    if recipe.tokenizer:
+        tokenizer = read_tokenizer(recipe.tokenizer)
+    return paired_scenes(
+        config.image_size,
+        config.context_length,
+        recipe.num_images,
+        heads_of(recipe),
+        recipe.seed,
+        tokenizer,
+    )
+
+
+def _started(recipe: Recipe) -> FusionModel | None:
+    """The trained ViLT that a recipe starts with; None if it starts afresh or with a ViT."""
+    if not recipe.start or TOKENIZER not in read_checkpoint(recipe.start).metadata:
+        return None
+    return load_fusion(recipe.model_name, recipe.start)
+
+
+def _vilt(recipe: Recipe, data: PairedScenes) -> nn.Module:
+    given = {"vocab_size": data.tokenizer.vocab_size, "heads": heads_of(recipe)}
+    given["num_classes"] = len(data.answers) if "answer" in given["heads"] else 0
+    settings = {**overrides(recipe, "vocab_size", "num_classes"), **given}
+    network = create_model(recipe.model_name, **settings)
+    if recipe.start:
+        _start(network, recipe.start)
+    return ViLTLessons(network, data.tokenizer.mask_id)
+
+
+def _start(network: ViLT, file: str) -> None:
+    """Give a fresh network the weights in a file of a ViLT or, for its trunk, of a ViT."""
+    metadata = read_checkpoint(file).metadata
+    is_vilt = TOKENIZER in metadata
+    kind, start = ("vilt-mini", start_from_vilt) if is_vilt else ("vit-mini", start_from_vit)
+    settings = other_settings(kind, saved_config(metadata))
+    try:
+        start(network, create_model(kind, pretrained=file, **settings))
+    except ValueError as error:
+        raise ValueError(f"cannot start with {file!r}: {error}") from None
+
+
+def _words_and_answers(data: PairedScenes) -> dict[str, str]:
+    answers = data.answers if "answer" in data.heads else ()
+    return {TOKENIZER: data.tokenizer.to_json(), ANSWERS: json.dumps(answers)}
+
+
 SYSTEMS: dict[str, System] = {
     "vit": System(labelled_images, _classifier),
     "clip": System(captioned_images, _clip, _tokenizer),
     "flip": System(captioned_images, _flip, _tokenizer),
+    "vilt": System(scenes_with_texts, _vilt, _words_and_answers),
 }

@@ -162,6 +162,19 @@ def test_multiplications_of_one_pair(width, gmacs):
     assert count.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=0.01)
 
 
+def test_matrices_spread_as_published_or_with_the_width():
+    published, narrow = build(), build(init="xavier")
+    assert vilt.VILT_B_32.init == "normal"
+    for model, spread in ((published, 0.02), (narrow, math.sqrt(2 / (24 + 40)))):
+        for part in (model.blocks[0].mlp.fc1, model.blocks[1].mlp.fc2):
+            assert part.weight.std().item() == pytest.approx(spread, rel=0.1)
+    for part in (published.pooler.dense, narrow.heads["match"]):
+        limit = math.sqrt(6 / sum(part.weight.shape))
+        assert (part.weight.abs().max() > 0.9 * limit) == (part in narrow.modules())
+    tables = (published.text_embeddings, narrow.text_embeddings)
+    assert all(t.word_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1) for t in tables)
+
+
 def test_the_mini_model_is_small():
     assert count_parameters(ViLT(vilt.VILT_MINI)) < 2_500_000
 
@@ -903,6 +916,7 @@ def test_cuda_agrees_with_the_cpu():
         ({"heads": ("answer",)}, "num_classes must be at least 1 with the head 'answer', got 0"),
         ({"num_classes": 3}, "num_classes must be 0 without 'answer', got 3"),
         ({"activation": "silu"}, "activation must be one of"),
+        ({"init": "zeros"}, "init must be one of 'normal', 'xavier', got 'zeros'"),
         ({"text_norm_eps": 0.0}, "text_norm_eps must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],

@@ -12,6 +12,17 @@ def test_a_recipe_survives_its_file(tmp_path):
     assert read_recipe(path) == TINY
 
 
+def test_a_list_in_a_model_is_a_tuple(tmp_path):
+    """As YAML gives it back, it is still the same recipe, and a run can be resumed."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("system: vilt\nmodel:\n  heads: [words, match]\n")
+    recipe = read_recipe(path)
+    assert recipe == Recipe(system="vilt", model={"heads": ("words", "match")})
+    assert recipe == replace(recipe, model={"heads": ["words", "match"]})
+    path.write_text(recipe_text(recipe))
+    assert read_recipe(path) == recipe
+
+
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("lr: 2e-3\nsteps: 7\n")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmlab.datasets.checks import Indices, check_choice, check_rows
-from mmlab.datasets.example import Caption, Example
+from mmlab.datasets.example import Caption, Example, Question
 from mmlab.datasets.scenes import binding, choices, entailment, pairs, questions, referring
 from mmlab.datasets.scenes.draws import Draws, text_generator
 from mmlab.datasets.scenes.language import KINDS, NUM_VARIANTS, caption, tags
@@ -214,6 +214,10 @@ class Scenes(Dataset):
         """The object tags of each image: the categories that occur in it."""
         return [tags(scene, language) for scene in self.scenes]
 
+    def questions(self, language: str = "en") -> list[list[Question]]:
+        """The questions about each image, at most one of each kind, with their answers."""
+        return [self._asked(i, scene, language) for i, scene in enumerate(self.scenes)]
+
     # Labels.
 
     @property
@@ -340,6 +344,10 @@ class Scenes(Dataset):
         rng = self._rng(index, "noise words")
         return noisy_caption(scene, noise, told, rng, kind, language, variant)
 
+    def _asked(self, index: int, scene: Scene, language: str) -> list[Question]:
+        rng = self._rng(index, "questions")
+        return questions.questions(scene, rng, self._pairs, language)
+
     @cached_property
     def _told_scenes(self) -> list[Scene]:
         return self._told(torch.arange(len(self)), list(self.scenes))
@@ -371,11 +379,7 @@ class Scenes(Dataset):
     ) -> Example:
         size, c = self.config.image_size, self.config
         asked = [
-            question
-            for language in LANGUAGES
-            for question in questions.questions(
-                scene, self._rng(index, "questions"), self._pairs, language
-            )
+            question for language in LANGUAGES for question in self._asked(index, scene, language)
         ]
         return Example(
             id=f"scenes-{c.seed}-{c.split}-{index}",

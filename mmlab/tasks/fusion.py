@@ -1,0 +1,163 @@
+"""A trained model that reads text and image together, with its tokenizer and its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mmlab.datasets import Scenes
+from mmlab.datasets.tokenizer import Tokenizer
+from mmlab.datasets.transforms import VIT_MEAN, VIT_STD, normalize
+from mmlab.hub import CheckpointError, create_model, read_checkpoint
+from mmlab.hub.load import saved_config
+from mmlab.models.vilt import ViLT, ViLTFeatures
+from mmlab.tasks.dual_encoder import other_settings, read_saved_tokenizer
+from mmlab.tasks.retrieval import Retrieval, ranks_of_scores, summarize
+
+ANSWERS = "mmlab.answers"
+"""The key of the answers, a list in JSON, in the metadata of finished weights."""
+
+CAPTION_KIND = "medium"
+"""Short captions of two scenes are often the same; detailed ones are too long for a small model."""
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class FusionModel:
+    """``network`` is a ViLT; ``answers`` are the classes of its ``"answer"`` head, if any."""
+
+    network: ViLT
+    tokenizer: Tokenizer
+    answers: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def answer(
+        self, images: Float[Tensor, "batch 3 height width"], questions: Sequence[str]
+    ) -> Float[Tensor, "batch answers"]:
+        """Logits of the answers to one question about each image.
+
+        ValueError without an ``"answer"`` head.
+        """
+        self.network.head("answer")
+        return self._pairs(images, self.tokens(questions), self.network.answer_logits)
+
+    @torch.no_grad()
+    def match(
+        self, images: Float[Tensor, "batch 3 height width"], texts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """How well each text fits its image: the ranking score, or else the logit for "match".
+
+        Of the matching head's two logits it is the difference, above 0 where the head says yes.
+        ValueError without one of these heads.
+        """
+        return self._pairs(images, self.tokens(texts), self._fit())
+
+    @torch.no_grad()
+    def match_all(
+        self, images: Float[Tensor, "images 3 height width"], texts: Sequence[str]
+    ) -> Float[Tensor, "images texts"]:
+        """``match`` of every image with every text: as many forward passes as there are pairs."""
+        score, ids = self._fit(), self.tokens(texts)
+        rows = [self._pairs(image.expand(len(ids), -1, -1, -1), ids, score) for image in images]
+        return torch.stack(rows)
+
+    def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "batch tokens"]:
+        """Numbers of the word pieces; what does not fit into the context is cut off.
+
+        ValueError for an empty text, which it names.
+        """
+        return self.tokenizer(list(texts), self.network.config.context_length).input_ids
+
+    def _fit(self):
+        if "rank" in self.network.heads:
+            return self.network.rank_scores
+        self.network.head("match")
+        return self._match_logit
+
+    def _match_logit(self, features: ViLTFeatures) -> Float[Tensor, " batch"]:
+        return self.network.matching_logits(features).diff(dim=1).squeeze(1)
+
+    def _pairs(self, images: Tensor, ids: Tensor, read) -> Tensor:
+        """What ``read`` makes of the features of each pair, a batch at a time, on the CPU."""
+        parts = zip(images.split(BATCH_SIZE), ids.split(BATCH_SIZE), strict=True)
+        return torch.cat([self._read(image, text, read) for image, text in parts])
+
+    def _read(self, images: Tensor, ids: Tensor, read) -> Tensor:
+        valid = ids != self.tokenizer.pad_id
+        ids, valid = ids[:, valid.any(0)], valid[:, valid.any(0)]
+        given = (part.to(self.device) for part in (ids, images, valid))
+        return read(self.network(*given)).cpu()
+
+
+def prepared_images(
+    dataset: Scenes, rows: Int64[Tensor, " batch"] | None = None
+) -> Float[Tensor, "batch 3 height width"]:
+    """Images of a data set, made of the model's size, as a ViLT takes them."""
+    return normalize(dataset.images(rows), VIT_MEAN, VIT_STD)
+
+
+def load_fusion(name: str, file: str | Path) -> FusionModel:
+    """The network ``name`` in one of our own files, with the tokenizer and answers it holds.
+
+    CheckpointError if the file is of another model, or holds no tokenizer.
+    """
+    metadata = read_checkpoint(file).metadata
+    tokenizer = read_saved_tokenizer(metadata, file)
+    settings = other_settings(name, saved_config(metadata))
+    network = create_model(name, pretrained=file, **settings).eval()
+    return FusionModel(network, tokenizer, saved_answers(metadata, network, file))
+
+
+def saved_answers(metadata: dict[str, str], network: ViLT, file: str | Path) -> tuple[str, ...]:
+    """The answers in a file's metadata; CheckpointError unless there are as many as classes."""
+    try:
+        answers = tuple(json.loads(metadata.get(ANSWERS, "[]")))
+    except (ValueError, TypeError):
+        answers = ()
+    wanted = network.config.num_classes
+    if len(answers) != wanted:
+        raise CheckpointError(f"{str(file)!r} names {len(answers)} answers for {wanted} classes")
+    return answers
+
+
+def fusion_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") -> Retrieval:
+    """Each image among all captions and each caption among all images, every pair scored jointly.
+
+    A dual encoder would make one pass for each image and each text; here 100 of each are 10,000
+    passes (ViLT, section 4.4).
+    """
+    images, texts = prepared_images(dataset), dataset.captions(language, CAPTION_KIND)
+    scores = model.match_all(images, texts)
+    belongs = torch.eye(len(texts), dtype=torch.bool)
+    return Retrieval(
+        summarize(ranks_of_scores(scores, belongs)),
+        summarize(ranks_of_scores(scores.T, belongs)),
+        len(images),
+        len(texts),
+    )
+
+
+def matching_accuracy(model: FusionModel, dataset: Scenes, language: str = "en") -> float:
+    """How often "fits" or "does not" is said rightly, half of the pairs being true; chance is 0.5.
+
+    Each caption comes with its own image and with the next one's. ValueError without a ``"match"``
+    head.
+    """
+    images, texts = prepared_images(dataset), dataset.captions(language, CAPTION_KIND)
+    model.network.head("match")
+    ids = model.tokens(texts)
+    true, false = (
+        model._pairs(shown, ids, model._match_logit) > 0 for shown in (images, images.roll(1, 0))
+    )
+    return ((true.float().mean() + 1 - false.float().mean()) / 2).item()

@@ -1,0 +1,225 @@
+"""Scenes with captions and questions: what models train on that read text and image together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Generator, Tensor
+
+from mmlab import datasets
+from mmlab.datasets import Scenes
+from mmlab.datasets.example import Question
+from mmlab.datasets.scenes import COLORS, SHAPES, TEXTURES
+from mmlab.datasets.scenes.world import MAX_OBJECTS
+from mmlab.datasets.tokenizer import Tokenizer, train_wordpiece
+from mmlab.datasets.transforms import VIT_MEAN, VIT_STD, normalize
+from mmlab.models.vilt import inner_words
+from mmlab.objectives.masked_language import IGNORED, mask_tokens
+
+CAPTION_KINDS = ("short", "medium")
+"""Detailed captions are longer than a small model's context."""
+VOCAB_SIZE = 1000
+ANSWERS = (
+    *("yes", "no"),
+    *map(str, range(MAX_OBJECTS + 1)),
+    *(*COLORS, *SHAPES, *TEXTURES),
+)
+"""All answers to the English questions."""
+FALSE_TEXTS = 15
+"""How many wrong captions an image is shown with its own in learning to rank (ViLT, 4.4)."""
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Caption ``v`` of image ``i`` is ``input_ids[i, v]``; ``word_ids`` as in ``TokenBatch``."""
+
+    input_ids: Int64[Tensor, "num variants tokens"]
+    word_ids: Int64[Tensor, "num variants tokens"]
+
+
+@dataclass(frozen=True)
+class QuestionTable:
+    """Question ``q`` of image ``i``, of which there are ``counts[i]``; ``answers`` are classes."""
+
+    input_ids: Int64[Tensor, "num most tokens"]
+    answers: Int64[Tensor, "num most"]
+    counts: Int64[Tensor, " num"]
+
+
+@dataclass(frozen=True)
+class PairedScenes:
+    """What each head of a model learns from: one caption and one question of each image.
+
+    Random choices (captions, masked words, false images and texts) are made here and not by the
+    model, so that they are alike however many processes share a batch.
+    """
+
+    dataset: Scenes
+    heads: tuple[str, ...]
+    tokenizer: Tokenizer
+    captions: CaptionTable
+    questions: QuestionTable
+    answers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(
+        self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
+    ) -> dict[str, Tensor]:
+        """``{"images"}`` of ``rows[share]``, and for each head what it wants.
+
+        - ``"words"``, ``"match"``: the captions, whole and masked, and images for false pairs, as
+          ``ViLTPretraining.losses`` takes them. ``"masked_share"`` is how much of the masked words
+          of the whole batch are here, relative to the rows: 1 in a single process.
+        - ``"answer"``: ``"question_ids"``, ``"question_mask"`` and ``"scores"``.
+        - ``"rank"``: ``"text_ids"`` and ``"text_mask"``, each image's own caption first.
+        """
+        made = {"images": self._images(rows[share])}
+        if {"words", "match"} & set(self.heads):
+            made |= self._pretraining(rows, share, generator)
+        if "answer" in self.heads:
+            made |= self._asked(rows, share, generator)
+        if "rank" in self.heads:
+            made |= self._ranked(rows, share, generator)
+        return made
+
+    def _images(self, rows: Int64[Tensor, " batch"]) -> Float[Tensor, "batch 3 height width"]:
+        return normalize(self.dataset.images(rows), VIT_MEAN, VIT_STD)
+
+    def _pretraining(
+        self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
+    ) -> dict[str, Tensor]:
+        """Words are masked, and exactly half of the rows matched, in the whole batch."""
+        variant = self._variants(rows, generator)
+        ids, word_ids = (t[rows, variant] for t in vars(self.captions).values())
+        ids, valid = self._trimmed(ids)
+        word_ids = word_ids[:, : ids.shape[1]]
+        vocab = (self.tokenizer.mask_id, self.tokenizer.vocab_size)
+        masked = mask_tokens(
+            ids, inner_words(valid), *vocab, word_ids=word_ids, generator=generator
+        )
+        matched = torch.randperm(len(rows), generator=generator) < len(rows) // 2
+        strangers = self._others(rows, generator)
+        tables = {
+            "input_ids": ids,
+            "attention_mask": valid,
+            "masked_ids": masked.ids,
+            "labels": masked.labels,
+            "matched": matched,
+        }
+        own = {name: table[share] for name, table in tables.items()}
+        false_images = self._images(strangers[share])
+        return own | {"false_images": false_images, "masked_share": _density(masked.labels, share)}
+
+    def _asked(
+        self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
+    ) -> dict[str, Tensor]:
+        luck = torch.rand(len(rows), generator=generator)
+        chosen = (luck * self.questions.counts[rows]).long()
+        ids, valid = self._trimmed(self.questions.input_ids[rows, chosen])
+        scores = F.one_hot(self.questions.answers[rows, chosen], len(self.answers)).float()
+        return {
+            "question_ids": ids[share],
+            "question_mask": valid[share],
+            "scores": scores[share],
+        }
+
+    def _ranked(
+        self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
+    ) -> dict[str, Tensor]:
+        false = [self._others(rows, generator) for _ in range(FALSE_TEXTS)]
+        chosen = torch.stack([rows, *false], 1).flatten()
+        variants = self._variants(chosen, generator)
+        ids, valid = self._trimmed(self.captions.input_ids[chosen, variants])
+        texts = {"text_ids": ids, "text_mask": valid}
+        return {name: t.unflatten(0, (len(rows), -1))[share] for name, t in texts.items()}
+
+    def _variants(
+        self, rows: Int64[Tensor, " batch"], generator: Generator
+    ) -> Int64[Tensor, " batch"]:
+        count = self.captions.input_ids.shape[1]
+        return torch.randint(count, (len(rows),), generator=generator)
+
+    def _others(
+        self, rows: Int64[Tensor, " batch"], generator: Generator
+    ) -> Int64[Tensor, " batch"]:
+        """Another image of the data set for each row, as the official code draws them."""
+        steps = torch.randint(1, len(self), (len(rows),), generator=generator)
+        return (rows + steps) % len(self)
+
+    def _trimmed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Texts cut to the longest of them, and where they are no padding."""
+        valid = ids != self.tokenizer.pad_id
+        longest = int(valid.any(0).sum())
+        return ids[:, :longest], valid[:, :longest]
+
+
+def _density(labels: Int64[Tensor, "batch tokens"], share: slice) -> Float[Tensor, ""]:
+    """Masked words a row in ``labels[share]``, relative to the whole.
+
+    A mean over words here, times this, averaged over the processes, is the mean over all words.
+    """
+    asked = (labels != IGNORED).sum(1).float()
+    return asked[share].mean() / asked.mean().clamp_min(1 / len(asked))
+
+
+def paired_scenes(
+    image_size: int,
+    context_length: int,
+    num_images: int,
+    heads: Sequence[str],
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> PairedScenes:
+    """Scenes of the split ``"train"`` with English captions and questions, never augmented.
+
+    Without a ``tokenizer`` one is made from these texts. ValueError for a single scene, which has
+    no false pair.
+    """
+    if num_images < 2:
+        raise ValueError(f"num_images must be at least 2, for false pairs, got {num_images}")
+    dataset = datasets.scenes(num_images, "train", image_size, seed=seed)
+    captions = [dataset.captions("en", kind) for kind in CAPTION_KINDS]
+    questions = dataset.questions("en")
+    if tokenizer is None:
+        asked = [question.text for own in questions for question in own]
+        once = dict.fromkeys([*(text for kind in captions for text in kind), *asked])
+        tokenizer = train_wordpiece(list(once), VOCAB_SIZE)
+    return PairedScenes(
+        dataset,
+        tuple(heads),
+        tokenizer,
+        _caption_table(captions, tokenizer, context_length),
+        _question_table(questions, tokenizer, context_length),
+        ANSWERS,
+    )
+
+
+def _caption_table(
+    captions: Sequence[Sequence[str]], tokenizer: Tokenizer, context_length: int
+) -> CaptionTable:
+    batches = [tokenizer(texts, context_length, "max_length") for texts in captions]
+    ids, words = ([getattr(b, name) for b in batches] for name in ("input_ids", "word_ids"))
+    return CaptionTable(torch.stack(ids, 1), torch.stack(words, 1))
+
+
+def _question_table(
+    questions: Sequence[Sequence[Question]],
+    tokenizer: Tokenizer,
+    context_length: int,
+) -> QuestionTable:
+    counts = torch.tensor([len(own) for own in questions])
+    flat = [question for own in questions for question in own]
+    classes = torch.tensor([ANSWERS.index(question.answer) for question in flat])
+    ids = tokenizer([question.text for question in flat], context_length, "max_length").input_ids
+    there = torch.arange(int(counts.max())) < counts[:, None]
+    table = torch.full((*there.shape, context_length), tokenizer.pad_id)
+    table[there] = ids
+    right = torch.zeros(there.shape, dtype=torch.int64)
+    right[there] = classes
+    return QuestionTable(table, right, counts)
