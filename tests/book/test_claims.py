@@ -20,6 +20,7 @@ CLAIMS = {
     "vit_lab.ipynb": numbered("VIT", 34),
     "clip_lab.ipynb": [*numbered("CLP", 21), "DST-18", "DST-19", "VMO-03", "VMO-06"],
     "flip_lab.ipynb": numbered("FLP", 21),
+    "vilt_lab.ipynb": ["ALB-03", "REG-15", *numbered("VLT", 31)],
 }
 # The page → how many are true, imprecise and wrong, and how the errata say it.
 COUNTS = {
@@ -35,6 +36,10 @@ COUNTS = {
     "flip_lab.ipynb": (
         (14, 4, 3),
         "Of 21 statements about FLIP and MAE, 14 are true, four imprecise and three wrong.",
+    ),
+    "vilt_lab.ipynb": (
+        (15, 15, 3),
+        "Of 33 statements about ViLT and alignment, 15 are true, 15 imprecise and three wrong.",
     ),
 }
 # - **VIT-01** {verdict}`wrong` *What the notes say.*\
@@ -111,7 +116,7 @@ def test_the_counts_of_the_errata_are_those_of_the_list(page):
     assert said in markdown("errata.md")
 
 
-@pytest.mark.parametrize("page", ["vit.ipynb", "clip.ipynb", *CLAIMS, "errata.md"])
+@pytest.mark.parametrize("page", ["vit.ipynb", "vilt.ipynb", "clip.ipynb", *CLAIMS, "errata.md"])
 def test_every_anchor_exists(page):
     links = LINK.findall(markdown(page))
     missing = [

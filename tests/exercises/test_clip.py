@@ -1,4 +1,4 @@
-"""Right answers pass; plausible wrong ones each get the hint that was written for them."""
+"""Right and wrong answers to the exercises of the CLIP chapter; ``test_answers`` tries them."""
 
 import math
 
@@ -183,24 +183,6 @@ WRONG = [
     ("clip.8", lambda i, t, s, r, n: n * share(i, t, s, r, n), "sum over the pairs"),
     ("clip.8", lambda i, t, s, r, n: share(i, t, 1, r, n), "no effect"),
 ]
-
-
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass_whichever_way_they_are_written(name, answer):
-    result = mmlab.check(name, answer)
-    assert result.passed, result
-
-
-@pytest.mark.parametrize(("name", "answer", "words"), WRONG)
-def test_wrong_answers_get_their_own_hint(name, answer, words):
-    result = mmlab.check(name, answer)
-    assert result.state == "hint"
-    assert words in result.message, result
-
-
-@pytest.mark.parametrize("name", [f"clip.{n}" for n in range(1, 9)])
-def test_every_exercise_is_tried_with_at_least_three_kinds_of_wrong_answer(name):
-    assert len({words for wrong, _, words in WRONG if wrong == name}) >= 3
 
 
 @pytest.mark.parametrize("config", [CLIP_VIT_B_32, CLIP_RN50X64])

@@ -1,10 +1,8 @@
-"""Right answers pass; plausible wrong ones each get the hint that was written for them."""
+"""Right and wrong answers to the exercises of the FLIP chapter; ``test_answers`` tries them."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-import mmlab
 from mmlab.models.flip import FLIP_L_16, FLIPConfig
 from mmlab.models.mae import pixel_targets, reconstruction_loss
 from mmlab.nn import num_kept, patchify
@@ -112,24 +110,6 @@ WRONG = [
     ("flip.6", lambda b, i, m, t: b * (i + t) / (m + t), "whole pairs"),
     ("flip.6", lambda b, i, m, t: b * ((i + t) // (m + t)), "Multiply first"),
 ]
-
-
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass_whichever_way_they_are_written(name, answer):
-    result = mmlab.check(name, answer)
-    assert result.passed, result
-
-
-@pytest.mark.parametrize(("name", "answer", "words"), WRONG)
-def test_wrong_answers_get_their_own_hint(name, answer, words):
-    result = mmlab.check(name, answer)
-    assert result.state == "hint"
-    assert words in result.message, result
-
-
-@pytest.mark.parametrize("name", [f"flip.{n}" for n in range(1, 7)])
-def test_every_exercise_is_tried_with_at_least_three_kinds_of_wrong_answer(name):
-    assert len({words for wrong, _, words in WRONG if wrong == name}) >= 3
 
 
 def test_the_loss_is_that_of_the_model():

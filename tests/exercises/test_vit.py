@@ -1,6 +1,5 @@
-"""Right answers pass; plausible wrong ones each get the hint that was written for them."""
+"""Right and wrong answers to the exercises of the ViT chapter; ``test_answers`` tries them."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -233,24 +232,6 @@ WRONG = [
     ("vit.8", lambda maps: roll(maps[-1:]), "last layer alone"),
     ("vit.8", lambda maps: roll(maps)[0], "row 0"),
 ]
-
-
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass_whichever_way_they_are_written(name, answer):
-    result = mmlab.check(name, answer)
-    assert result.passed, result
-
-
-@pytest.mark.parametrize(("name", "answer", "words"), WRONG)
-def test_wrong_answers_get_their_own_hint(name, answer, words):
-    result = mmlab.check(name, answer)
-    assert result.state == "hint"
-    assert words in result.message, result
-
-
-@pytest.mark.parametrize("name", [f"vit.{n}" for n in range(1, 9)])
-def test_every_exercise_is_tried_with_at_least_three_kinds_of_wrong_answer(name):
-    assert len({words for wrong, _, words in WRONG if wrong == name}) >= 3
 
 
 def test_the_added_parameters_are_those_of_the_models():
