@@ -274,6 +274,25 @@ class ViT(nn.Module):
             )
 
 
+def tokens_of_each(
+    encoder: ViT, images: Float[Tensor, "batch ..."], num_images: int
+) -> tuple[Float[Tensor, "batch tokens dim"], ...]:
+    """The tokens of each of the ``num_images`` images of a row.
+
+    ``images`` is (batch, channels, height, width), with several images (batch, ``num_images``,
+    channels, height, width); else ValueError.
+    """
+    if num_images == 1:
+        return (encoder.forward_tokens(images),)
+    if images.ndim != 5 or images.shape[1] != num_images:
+        raise ValueError(
+            f"images must have shape (batch, {num_images}, channels, height, width), "
+            f"got {tuple(images.shape)}"
+        )
+    tokens = encoder.forward_tokens(images.flatten(0, 1))
+    return tokens.unflatten(0, images.shape[:2]).unbind(1)
+
+
 def _init_flax(model: ViT) -> None:
     """Initialisation of google-research/vision_transformer (``models_vit.py``).
 
