@@ -28,16 +28,16 @@ from mmlab.widgets.pictures import middle_square, named_images
 
 VIEWS = ("probability", "cosine")
 EXAMPLES = (
-    "a red heart",
-    "broken heart",
+    "red heart",
+    "a green apple",
+    "a blue book",
+    "guitar",
     "dog",
     "fruit",
-    "a happy cat",
     "红心",
-    "绿色的心",
-    "狗",
+    "苹果",
     "汽车",
-    "音乐",
+    "月亮",
 )
 GALLERY = (
     "😀😂😉😍😘🤔😎😭😡😱😴🤒🤠👻👽🤖"

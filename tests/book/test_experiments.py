@@ -92,7 +92,7 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, monkeypatch, capsys
 
 
 def test_every_result_has_a_script():
-    assert sorted(p.stem for p in protocol.RESULTS.glob("*.json")) == NAMES
+    assert sorted(p.stem for p in protocol.RESULTS.glob("d[0-9]*.json")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
