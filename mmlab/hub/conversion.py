@@ -78,8 +78,8 @@ def detect_layout(keys: Iterable[str], prefer: Collection[str] = ()) -> str:
     """The layout that knows most of ``keys``, ``"mmlab"`` for our own names.
 
     Of several that know equally many, one in ``prefer`` is taken, then that of whose needed keys
-    most are there. CheckpointError if none knows at
-    least half of them.
+    most are there; one that has none of these is out. CheckpointError if none knows at least half
+    of ``keys``.
     """
     keys = list(keys)
     best, share = _best_layout(keys, prefer)
@@ -110,10 +110,10 @@ def _hint(asked: str, keys: Iterable[str]) -> str:
 def _best_layout(keys: list[str], prefer: Collection[str] = ()) -> tuple[str, float]:
     """The layout that has a row for the largest share of ``keys``, and that share."""
     own = sum(bool(_OWN_KEYS.fullmatch(key)) for key in keys) / max(1, len(keys))
-    ranks = {
-        name: (table.share_of_known(keys), name in prefer, table.share_of_needed(keys))
-        for name, table in LAYOUTS.items()
-    }
+    ranks = {}
+    for name, table in LAYOUTS.items():
+        needed = table.share_of_needed(keys)
+        ranks[name] = (table.share_of_known(keys) if needed else 0.0, name in prefer, needed)
     ranks[OWN] = (own, False, 0.0)
     best = max(ranks, key=ranks.__getitem__)
     return best, ranks[best][0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from mmlab.models import albef, blip, clip, flip, mae, vilt, vit
+from mmlab.models import albef, blip, blip2, clip, flip, mae, vilt, vit, vlmo
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Family:
     - ``layouts``: a glob for the layouts of its own in ``mmlab.hub.layouts()``.
     - ``positions``: its position tables that follow ``image_size`` over a square grid, and how many
       rows of each come before the grid. Those that do not learn are computed, not interpolated.
+    - ``offsets``: its tables of relative positions, whose first rows are the offsets of patches
+      (see ``mmlab.nn.relative_positions``); the configuration's ``grid`` tells how many.
     - ``behaviour``: settings that change what the network computes but no shape. What a file says
       about them is taken, unless the call to ``create_model`` says otherwise.
     """
@@ -31,6 +33,7 @@ class Family:
     sizes: Mapping[str, object]
     layouts: str = ""
     positions: Mapping[str, int] = field(default_factory=dict)
+    offsets: tuple[str, ...] = ()
     behaviour: tuple[str, ...] = ("norm_eps", "activation")
 
 
@@ -147,6 +150,46 @@ FAMILIES = {
         positions={"image_encoder.position_embedding": 1},
         # transformers keeps no temperature.
         behaviour=("norm_eps", "text_norm_eps", "activation", "temperature"),
+    ),
+    "blip2": Family(
+        network=blip2.BLIP2,
+        sizes={
+            "blip2-g-14": blip2.BLIP2_G_14,
+            "blip2-g-14-retrieval": blip2.BLIP2_G_14_RETRIEVAL,
+            "blip2-g-14-opt-2.7b": blip2.BLIP2_G_14_OPT_2_7B,
+            "blip2-g-14-opt-6.7b": blip2.BLIP2_G_14_OPT_6_7B,
+            "blip2-g-14-flan-t5-xl": blip2.BLIP2_G_14_FLAN_T5_XL,
+            "blip2-g-14-flan-t5-xxl": blip2.BLIP2_G_14_FLAN_T5_XXL,
+            "blip2-l-14": blip2.BLIP2_L_14,
+            "blip2-l-14-opt-2.7b": blip2.BLIP2_L_14_OPT_2_7B,
+            "blip2-mini": blip2.BLIP2_MINI,
+        },
+        layouts="blip2*",
+        positions={"image_encoder.position_embedding": 1},
+        # transformers keeps no temperature, and has one epsilon for all norms of the image.
+        behaviour=("norm_eps", "image_norm_eps", "text_norm_eps", "activation", "temperature"),
+    ),
+    "vlmo": Family(
+        network=vlmo.VLMo,
+        sizes={
+            "vlmo-b-16": vlmo.VLMO_B_16,
+            "vlmo-b-16-retrieval": vlmo.VLMO_B_16_RETRIEVAL,
+            "vlmo-b-16-vqa": vlmo.VLMO_B_16_VQA,
+            "vlmo-b-16-nlvr2": vlmo.VLMO_B_16_NLVR2,
+            "vlmo-b-plus-16": vlmo.VLMO_B_PLUS_16,
+            "vlmo-b-plus-16-retrieval": vlmo.VLMO_B_PLUS_16_RETRIEVAL,
+            "vlmo-b-plus-16-vqa": vlmo.VLMO_B_PLUS_16_VQA,
+            "vlmo-b-plus-16-nlvr2": vlmo.VLMO_B_PLUS_16_NLVR2,
+            "vlmo-l-16": vlmo.VLMO_L_16,
+            "vlmo-l-16-retrieval": vlmo.VLMO_L_16_RETRIEVAL,
+            "vlmo-l-16-vqa": vlmo.VLMO_L_16_VQA,
+            "vlmo-l-16-nlvr2": vlmo.VLMO_L_16_NLVR2,
+            "vlmo-mini": vlmo.VLMO_MINI,
+        },
+        layouts="vlmo*",
+        positions={"position_embedding": 1},
+        offsets=("position_bias.table",),
+        behaviour=("norm_eps", "text_norm_eps", "activation"),
     ),
 }
 

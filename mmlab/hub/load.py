@@ -21,6 +21,7 @@ from mmlab.hub.files import CheckpointFile
 from mmlab.hub.mapping import CheckpointError, HFConfig, check_shared, first_few
 from mmlab.hub.pretraining import network_part
 from mmlab.nn import interpolate_positions
+from mmlab.nn.relative_positions import num_patch_offsets, resize_offsets
 
 Settings = Mapping[str, object]
 Shapes = dict[str, tuple[int, ...]]
@@ -63,7 +64,7 @@ def load_network(
     skeleton = _skeleton(family, config)
     state = _fresh_counters(skeleton) | checkpoint.state
     if "image_size" in overrides:
-        state |= _stretched_positions(family, skeleton, checkpoint)
+        state |= _stretched_positions(family, config, skeleton, checkpoint)
     told = _differences(config, _architecture(family, config, checkpoint))
     if told or key_problems(skeleton.state_dict(), state):
         raise CheckpointError(_explain(name, family, config, told, checkpoint))
@@ -218,37 +219,55 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def _stretched_positions(
-    family: Family, skeleton: nn.Module, checkpoint: _Checkpoint
+    family: Family, config: object, skeleton: nn.Module, checkpoint: _Checkpoint
 ) -> dict[str, Tensor]:
     """The position tables for the skeleton's grid; those to be computed anew are meta tensors."""
     own = dict(skeleton.named_parameters())
     return {
-        key: _stretched(checkpoint, key, table, family.positions[key])
-        for key, table in own.items()
-        if key in _misfits(family, _shapes(own), checkpoint)
+        key: _stretched(family, config, checkpoint, key, own[key])
+        for key in _misfits(family, _shapes(own), checkpoint)
     }
 
 
-def _stretched(checkpoint: _Checkpoint, key: str, own: nn.Parameter, num_prefix: int) -> Tensor:
+def _stretched(
+    family: Family, config: object, checkpoint: _Checkpoint, key: str, own: nn.Parameter
+) -> Tensor:
     if not own.requires_grad:
         return own
-    old = _side(checkpoint.source, checkpoint.state[key].shape[1], num_prefix)
-    new = math.isqrt(own.shape[1] - num_prefix)
-    table, variant = checkpoint.state[key], checkpoint.interpolation
-    return interpolate_positions(table.float(), (old, old), (new, new), variant, num_prefix)
+    old, new = _sides(family, config, key, tuple(own.shape), checkpoint)
+    grids, table = ((old, old), (new, new)), checkpoint.state[key].float()
+    if key in family.offsets:
+        return resize_offsets(table, *grids)
+    variant, num_prefix = checkpoint.interpolation, family.positions[key]
+    return interpolate_positions(table, *grids, variant, num_prefix)
 
 
 def _misfits(family: Family, own: Shapes, checkpoint: _Checkpoint) -> list[str]:
     """Keys of the position tables that are as wide as ours, but not as long."""
     theirs = _shapes(checkpoint.state)
-    both = [key for key in family.positions if key in own and key in theirs]
+    both = [key for key in (*family.positions, *family.offsets) if key in own and key in theirs]
     return [
         key
         for key in both
-        if len(theirs[key]) == 3
-        and theirs[key][1] != own[key][1]
-        and theirs[key][::2] == own[key][::2]
+        if len(theirs[key]) == len(own[key])
+        and theirs[key][-2] != own[key][-2]
+        and (theirs[key][:-2], theirs[key][-1]) == (own[key][:-2], own[key][-1])
     ]
+
+
+def _sides(
+    family: Family, config: object, key: str, own: tuple[int, ...], checkpoint: _Checkpoint
+) -> tuple[int, int]:
+    """Patches per side of the images that the checkpoint is for, and of those that ours is for."""
+    length = checkpoint.state[key].shape[-2]
+    if key in family.positions:
+        num_prefix = family.positions[key]
+        return _side(checkpoint.source, length, num_prefix), math.isqrt(own[-2] - num_prefix)
+    num_others = own[-2] - num_patch_offsets(config.grid)
+    side = _side(checkpoint.source, length - num_others, 0)
+    if side % 2 == 0:
+        raise CheckpointError(f"{checkpoint.source!r} has no square grid of patch offsets")
+    return (side + 1) // 2, config.grid[0]
 
 
 def _side(source: str, num_positions: int, num_prefix: int) -> int:
@@ -307,9 +326,8 @@ def _size_of_file(
     family: Family, config: object, own: Shapes, key: str, checkpoint: _Checkpoint
 ) -> int:
     """Pixels per side of the images that the checkpoint is for."""
-    num_prefix = family.positions[key]
-    old = _side(checkpoint.source, checkpoint.state[key].shape[1], num_prefix)
-    return config.image_size * old // math.isqrt(own[key][1] - num_prefix)
+    old, new = _sides(family, config, key, own[key], checkpoint)
+    return config.image_size * old // new
 
 
 def _fitting(name: str, family: Family, checkpoint: _Checkpoint) -> str:

@@ -9,6 +9,8 @@ things make up the whole notation:
 - several keys on one side are slices along the first axis of that side's pattern (fused q, k, v);
 - equal axis names mean equal sizes in the whole table, so a tensor of a wrong shape is found.
 
+One of several keys may be ``UNUSED``: a slice that changes no result, and that we do not keep.
+
 Tensors that a file stores twice are no rows: a ``Tie`` says which is the copy.
 """
 
@@ -31,6 +33,11 @@ StateDict = Mapping[str, Tensor | np.ndarray]
 Sizes = dict[str, int]
 
 _LAYER = re.compile(r"\{i+\}")
+UNUSED = ""
+"""In the place of a key of ours: a slice that is dropped when it is read, and written as zeros.
+
+Such is the bias of keys, which adds one number to all scores of a query: softmax takes it away.
+"""
 
 
 class CheckpointError(ValueError):
@@ -195,7 +202,9 @@ def prefixed(rows: Iterable[Row], ours: str = "", theirs: str = "") -> tuple[Row
     """The rows of a part, placed in a larger model; axis names keep to the part."""
 
     def put(prefix: str, keys: Keys) -> Keys:
-        return prefix + keys if isinstance(keys, str) else tuple(prefix + key for key in keys)
+        if isinstance(keys, str):
+            return keys if keys == UNUSED else prefix + keys
+        return tuple(put(prefix, key) for key in keys)
 
     return tuple(
         replace(
@@ -211,7 +220,7 @@ def prefixed(rows: Iterable[Row], ours: str = "", theirs: str = "") -> tuple[Row
 
 def key_pattern(keys: Iterable[str]) -> re.Pattern[str]:
     """A regular expression for the given keys, ``{i}`` standing for any layer number."""
-    parts = (map(re.escape, _LAYER.split(key)) for key in keys)
+    parts = (map(re.escape, _LAYER.split(key)) for key in keys if key != UNUSED)
     return re.compile("|".join(r"\d+".join(part) for part in parts))
 
 
@@ -277,13 +286,19 @@ class _Step:
         return axes[1:] if len(self.sources) > 1 else axes
 
     @property
+    def used(self) -> list[str]:
+        """The sources that are keys."""
+        return [key for key in self.sources if key != UNUSED]
+
+    @property
     def stack_sizes(self) -> Sizes:
         """The axis that several keys span has their number as its size."""
         sides = zip(self.axes, (self.sources, self.targets), strict=True)
         return {_split_axes(axes)[0]: len(keys) for axes, keys in sides if len(keys) > 1}
 
     def run(self, state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
-        tensors = [state[key] for key in self.sources]
+        like = state[self.used[0]]
+        tensors = [torch.zeros_like(like) if k == UNUSED else state[k] for k in self.sources]
         sizes = {name: sizes[name] for name in _axis_names(self.axes[0]) if name in sizes}
         sizes |= self.stack_sizes
         whole = tensors if len(tensors) > 1 else tensors[0]
@@ -293,7 +308,8 @@ class _Step:
             return {self.targets[0]: whole.contiguous()}
         # Cloned: slices of one storage could not be saved as separate tensors.
         slices = (part.clone(memory_format=torch.contiguous_format) for part in whole)
-        return dict(zip(self.targets, slices, strict=True))
+        named = zip(self.targets, slices, strict=True)
+        return {key: tensor for key, tensor in named if key != UNUSED}
 
 
 def _needed_steps(rows: Iterable[Row], state: Mapping[str, Tensor]) -> list[_Step]:
@@ -343,7 +359,7 @@ def _depths(patterns: Iterable[str], keys: Iterable[str]) -> dict[str, int]:
 
 
 def _check_keys(layout: str, steps: list[_Step], state: Mapping[str, Tensor]) -> None:
-    wanted = {key: None for step in steps for key in step.sources}
+    wanted = {key: None for step in steps for key in step.used}
     missing = [key for key in wanted if key not in state]
     left_over = [key for key in state if key not in wanted]
     problems = [
@@ -362,7 +378,7 @@ def _bind_axes(
     scopes: dict[str, Sizes] = defaultdict(lambda: dict(sizes))
     wrong = []
     for step in steps:
-        for key in step.sources:
+        for key in step.used:
             known = scopes[step.scope]
             if not _bind(step.tensor_axes, tuple(state[key].shape), known, step.stack_sizes):
                 needed = _describe(step.tensor_axes, known | step.stack_sizes)

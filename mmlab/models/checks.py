@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from torch import Tensor
+
 
 def check(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``ValueError("<name> must be <allowed>, got <value>")`` unless ``ok``."""
@@ -47,12 +49,30 @@ def check_multiple(config: object, name: str, unit: str) -> None:
     check(value % step == 0, name, value, f"a multiple of {unit}={step}")
 
 
-def check_heads(config: object, known: Collection[str], classifier: str) -> None:
-    """``heads`` are some of ``known``; the head ``classifier`` wants ``num_classes``."""
-    heads = config.heads
+def check_heads(
+    config: object, known: Collection[str], classifier: str, size: str = "num_classes"
+) -> None:
+    """``heads`` are some of ``known``; the head ``classifier`` wants the field ``size``."""
+    heads, outputs = config.heads, getattr(config, size)
     right = isinstance(heads, tuple) and set(heads) <= set(known)
     check(right, "heads", heads, "a tuple of some of " + ", ".join(map(repr, known)))
     check(len(set(heads)) == len(heads), "heads", heads, "free of repetitions")
     wanted = classifier in heads
     allowed = f"at least 1 with the head {classifier!r}" if wanted else f"0 without {classifier!r}"
-    check((config.num_classes > 0) == wanted, "num_classes", config.num_classes, allowed)
+    check((outputs > 0) == wanted, size, outputs, allowed)
+
+
+def check_images(images: Tensor, num_channels: int, image_size: int) -> None:
+    """A batch of square float images of the size that the model has positions for."""
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point, got {images.dtype}; convert and normalise them "
+            "with mmlab.datasets.transforms first"
+        )
+    expected = (num_channels, image_size, image_size)
+    if tuple(images.shape[1:]) != expected:
+        raise ValueError(
+            f"images must have shape (batch, {', '.join(map(str, expected))}), got "
+            f"{tuple(images.shape)}; resize the images, or the model with "
+            "model.resize_positions(image_size)"
+        )

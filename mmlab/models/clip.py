@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmlab.models.checks import check, check_choice, check_integers, check_multiple, check_positive
+from mmlab.models.checks import (
+    check,
+    check_choice,
+    check_images,
+    check_integers,
+    check_multiple,
+    check_positive,
+)
 from mmlab.models.clip_resnet import CLIPResNet
 from mmlab.nn import (
     ACTIVATIONS,
@@ -149,7 +156,7 @@ class CLIP(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:
         """Image features of length 1. ValueError if the images do not fit the configuration."""
-        self._check_images(images)
+        check_images(images, self.config.num_channels, self.config.image_size)
         features = self.image_encoder(images)
         if self.image_projection is not None:
             features = self.image_projection(features)
@@ -164,21 +171,6 @@ class CLIP(nn.Module):
         captions are filled up.
         """
         return F.normalize(self.text_projection(self.text_encoder(input_ids)), dim=-1)
-
-    def _check_images(self, images: Tensor) -> None:
-        config = self.config
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images must be floating point, got {images.dtype}; convert and normalise them "
-                "with mmlab.datasets.transforms first"
-            )
-        expected = (config.num_channels, config.image_size, config.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"images must have shape (batch, {', '.join(map(str, expected))}), got "
-                f"{tuple(images.shape)}; resize the images, or the model with "
-                "model.resize_positions(image_size)"
-            )
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

@@ -40,6 +40,7 @@ from mmlab.nn import (
     interpolate_positions,
     padding_mask,
     run_blocks,
+    valid_tokens,
 )
 from mmlab.objectives.masked_language import (
     IGNORED,
@@ -432,13 +433,12 @@ def _block(config: ViLTConfig) -> TransformerBlock:
 
 
 class WordsHead(nn.Module):
-    """BERT's head for masked words, with a last matrix of its own unless ``tied_words``."""
+    """BERT's head for masked words, with a last matrix of its own unless ``tied``."""
 
-    def __init__(self, config: ViLTConfig):
+    def __init__(self, bert: BertConfig, tied: bool):
         super().__init__()
-        self.transform = BertLanguageHead(config.bert)
-        untied = not config.tied_words
-        self.decoder = nn.Linear(config.dim, config.vocab_size, bias=False) if untied else None
+        self.transform = BertLanguageHead(bert)
+        self.decoder = None if tied else nn.Linear(bert.dim, bert.vocab_size, bias=False)
 
     def forward(
         self, x: Float[Tensor, "*batch dim"], words: Float[Tensor, "vocab dim"]
@@ -469,13 +469,13 @@ class PatchesHead(nn.Module):
 class AnswerHead(nn.Module):
     """A hidden layer and a linear one: VQA's on one pooled vector, NLVR2's on two in a row."""
 
-    def __init__(self, config: ViLTConfig):
+    def __init__(self, dim: int, num_images: int, num_classes: int):
         super().__init__()
-        hidden = config.dim * max(2, config.num_images)
-        self.fc1 = nn.Linear(config.dim * config.num_images, hidden)
+        hidden = dim * max(2, num_images)
+        self.fc1 = nn.Linear(dim * num_images, hidden)
         self.norm = nn.LayerNorm(hidden, eps=1e-5)
         self.activation = nn.GELU()
-        self.fc2 = nn.Linear(hidden, config.num_classes)
+        self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, pooled: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
         """Logits over the answers."""
@@ -483,10 +483,10 @@ class AnswerHead(nn.Module):
 
 
 _HEADS = {
-    "words": WordsHead,
+    "words": lambda config: WordsHead(config.bert, config.tied_words),
     "match": lambda config: nn.Linear(config.dim, 2),
     "patches": PatchesHead,
-    "answer": AnswerHead,
+    "answer": lambda c: AnswerHead(c.dim, c.num_images, c.num_classes),
     "rank": lambda config: nn.Linear(config.dim, 1),
 }
 
@@ -607,17 +607,10 @@ class ViLTPretraining(nn.Module):
     def _masked_words(
         self, batch: dict[str, Tensor], images: Tensor, sizes: Tensor | None
     ) -> Float[Tensor, ""]:
-        masked = self._mask_words(batch)
+        vocab_size = self.network.config.vocab_size
+        masked = masked_words_of(batch, self.mask_id, vocab_size, self.generator)
         features = self._features(masked.ids, batch["attention_mask"], images, sizes)
         return masked_language_loss(self.network.word_logits(features), masked.labels)
-
-    def _mask_words(self, batch: dict[str, Tensor]) -> MaskedTokens:
-        if "masked_ids" in batch:
-            return MaskedTokens(batch["masked_ids"], batch["labels"])
-        maskable = inner_words(batch["attention_mask"])
-        vocab_size = self.network.config.vocab_size
-        options = {"word_ids": batch.get("word_ids"), "generator": self.generator}
-        return mask_tokens(batch["input_ids"], maskable, self.mask_id, vocab_size, **options)
 
     def _matching(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         matched, images, sizes = self._true_and_false(batch)
@@ -710,6 +703,24 @@ class ViLTPretraining(nn.Module):
         """A generator draws on its own device."""
         own = device if self.generator is None else self.generator.device
         return draw(*args, generator=self.generator, device=own).to(device)
+
+
+def masked_words_of(
+    batch: dict[str, Tensor],
+    mask_id: int,
+    vocab_size: int,
+    generator: torch.Generator | None = None,
+) -> MaskedTokens:
+    """``"masked_ids"`` and ``"labels"`` of a batch, or else its text with words masked now.
+
+    Whole words with ``"word_ids"``, else single tokens. Without ``"attention_mask"`` all but token
+    0 is valid.
+    """
+    if "masked_ids" in batch:
+        return MaskedTokens(batch["masked_ids"], batch["labels"])
+    maskable = inner_words(valid_tokens(batch["input_ids"], batch.get("attention_mask")))
+    options = {"word_ids": batch.get("word_ids"), "generator": generator}
+    return mask_tokens(batch["input_ids"], maskable, mask_id, vocab_size, **options)
 
 
 def inner_words(valid: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:

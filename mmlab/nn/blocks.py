@@ -221,13 +221,22 @@ class PostNormBlock(nn.Module):
         ``past`` are keys and values of those before (None at the beginning), ``context`` those of
         the cross-attention. Also returns keys and values of all tokens, the next ``past``.
         """
-        own = self.attention.keys_and_values(x)
-        if past is not None:
-            own = tuple(torch.cat(parts, dim=2) for parts in zip(past, own, strict=True))
-        x = self.norm1(x + self.dropout(self.attention.attend(x, own, mask)))
+        x, own = self.attend_after(past, x, mask)
         attended = self.cross_attention.attend(x, context, context_mask)
         x = self.cross_norm(x + self.dropout(attended))
         return self.norm2(x + self.dropout(self.mlp(x))), own
+
+    def attend_after(
+        self,
+        past: KeysAndValues | None,
+        x: Float[Tensor, "batch new_tokens dim"],
+        mask: AttentionMask | None = None,
+    ) -> tuple[Float[Tensor, "batch new_tokens dim"], KeysAndValues]:
+        """The self-attention alone of new tokens, as in ``extend``; also the next ``past``."""
+        own = self.attention.keys_and_values(x)
+        if past is not None:
+            own = tuple(torch.cat(parts, dim=2) for parts in zip(past, own, strict=True))
+        return self.norm1(x + self.dropout(self.attention.attend(x, own, mask))), own
 
 
 def share_layers(source: nn.Module, target: nn.Module, but: tuple[str, ...] = ()) -> None:

@@ -14,8 +14,10 @@ Grid = tuple[int, int]
 INTERPOLATIONS = {
     "bilinear_aligned": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_aligned": {"mode": "bicubic", "align_corners": True},
 }
-"""The official variants: Google's ViT (``scipy.ndimage.zoom``, order 1), and DeiT, MAE and HF."""
+"""The official variants: Google's ViT (``scipy.ndimage.zoom``, order 1); DeiT, MAE and HF; and that
+of BLIP-2 for CLIP's ViT."""
 
 
 def interpolate_positions(
@@ -27,7 +29,7 @@ def interpolate_positions(
 ) -> Float[Tensor, "1 new_tokens dim"]:
     """Stretch the position table of ``old_grid`` patches over ``new_grid`` (ViT, section 3.2).
 
-    The first ``num_prefix_tokens`` rows (class, distillation token) are kept as they are. The two
+    The first ``num_prefix_tokens`` rows (class, distillation token) are kept as they are. The
     variants are those of ``INTERPOLATIONS``; they give different tables. An unchanged grid returns
     the table itself. ValueError if ``variant`` is unknown or the table does not fit ``old_grid``.
     """

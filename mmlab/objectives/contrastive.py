@@ -112,7 +112,7 @@ def sigmoid_loss(
     images, texts = _unit(image_features), gather_with_gradient(_unit(text_features))
     logits = _single(scale * images @ texts.T + bias)
     # +1 for what belongs together, -1 for all else.
-    signs = 2 * F.one_hot(_own_places(len(images), logits.device), len(texts)) - 1
+    signs = 2 * F.one_hot(own_places(len(images), logits.device), len(texts)) - 1
     return -F.logsigmoid(signs * logits).sum() / len(images)
 
 
@@ -138,7 +138,7 @@ def token_wise_loss(
     to_images = token_similarity(
         texts, all_images, valid, torch.ones_like(all_images[..., 0]).bool()
     )
-    places = _own_places(len(images), images.device)
+    places = own_places(len(images), images.device)
     image_loss = F.cross_entropy(_single(scale * to_texts), places)
     text_loss = F.cross_entropy(_single(scale * to_images), places)
     return (image_loss + text_loss) / 2
@@ -187,8 +187,8 @@ def _unit(features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     return F.normalize(features, dim=-1)
 
 
-def _own_places(num_rows: int, device: torch.device) -> Int64[Tensor, " rows"]:
-    """Where this process's rows stand in the global batch."""
+def own_places(num_rows: int, device: torch.device) -> Int64[Tensor, " rows"]:
+    """Where this process's rows stand in the global batch: each has as many as the others."""
     several = dist.is_available() and dist.is_initialized()
     first = dist.get_rank() * num_rows if several else 0
     return torch.arange(first, first + num_rows, device=device)
@@ -201,7 +201,7 @@ def _retrieval_loss(
     chunk_size: int | None,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of finding one's own key among all."""
-    places = _own_places(len(queries), queries.device)
+    places = own_places(len(queries), queries.device)
     if chunk_size is None:
         return _summed_loss(queries, keys, scale, places) / len(queries)
     if chunk_size < 1:

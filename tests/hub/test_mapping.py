@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmlab.hub.mapping import (
+    UNUSED,
     CheckpointError,
     Layout,
     Row,
@@ -48,6 +49,14 @@ def test_values_land_where_the_axes_say():
     assert torch.equal(ours["layers.1.q"], theirs["l1/qk"][:7])
     assert torch.equal(ours["layers.1.k"], theirs["l1/qk"][7:])
     assert torch.equal(ours["layers.0.heads"], theirs["l0/heads"].flatten())
+
+
+def test_an_unused_slice_is_dropped_and_comes_back_as_zeros():
+    rows = prefixed((Row(("q", UNUSED, "v"), "qkv", "(n out) -> n out"),), "a.", "b.")
+    ours, _ = convert("toy", rows, {"b.qkv": torch.arange(6.0)})
+    assert {key: t.tolist() for key, t in ours.items()} == {"a.q": [0, 1], "a.v": [4, 5]}
+    back, _ = convert("toy", [row.reversed() for row in rows], ours)
+    assert back["b.qkv"].tolist() == [0, 1, 0, 0, 4, 5]
 
 
 @pytest.mark.parametrize("extra", [(), (1,), (0, 1)])

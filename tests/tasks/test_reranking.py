@@ -3,9 +3,10 @@ import torch
 
 from mmlab.models.albef import ALBEF
 from mmlab.models.blip import BLIP
+from mmlab.models.blip2 import BLIP2
 from mmlab.tasks.reranking import NO_CANDIDATE, rerank, reranked_retrieval, reranked_scores
 from mmlab.tasks.retrieval import ranks_of_scores
-from tests.models.tiny import TINY_ALBEF, TINY_BLIP
+from tests.models.tiny import TINY_ALBEF, TINY_BLIP, TINY_BLIP2
 
 
 def test_the_candidates_are_scored_and_no_other():
@@ -29,10 +30,11 @@ def test_the_candidates_are_scored_and_no_other():
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "weight"), [(ALBEF, TINY_ALBEF, 0.0), (BLIP, TINY_BLIP, 1.0)]
+    ("kind", "config", "weight"),
+    [(ALBEF, TINY_ALBEF, 0.0), (BLIP, TINY_BLIP, 1.0), (BLIP2, TINY_BLIP2, 1.0)],
 )
 def test_scores_are_the_matching_heads(kind, config, weight):
-    """BLIP adds the cosine."""
+    """BLIP and BLIP-2 add the cosine, which is that of the likest query."""
     torch.manual_seed(0)
     model = kind(config).eval()
     for parameter in model.parameters():
@@ -43,13 +45,16 @@ def test_scores_are_the_matching_heads(kind, config, weight):
     to_texts, to_images = reranked_scores(model, images, ids, k=2, batch_size=3)
     assert to_texts.shape == (4, 5) and to_images.shape == (5, 4)
     cosines = model.encode_image(images) @ model.encode_text(ids).T
+    if kind is BLIP2:
+        cosines = cosines.amax(1)
     for table, similar in ((to_texts, cosines), (to_images, cosines.T)):
         best = similar.topk(2, dim=1).indices
         assert ((table > NO_CANDIDATE).sum(1) == 2).all()
         assert (table.gather(1, best) > NO_CANDIDATE).all()
     for image in range(4):
         for text in range(5):
-            _, fused, _ = model(ids[[text]], images[[image]])
+            features = model(ids[[text]], images[[image]])
+            fused = features.grounded if kind is BLIP else features.fused
             expected = model.matching_logits(fused)[0, 1] + weight * cosines[image, text]
             for found in (to_texts[image, text], to_images[text, image]):
                 if found > NO_CANDIDATE:

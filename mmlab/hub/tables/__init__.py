@@ -1,8 +1,8 @@
 """The layouts that mmlab knows: one file of tables a system."""
 
-from mmlab.hub.tables import albef, blip, clip, flip, mae, vilt, vit
+from mmlab.hub.tables import albef, blip, blip2, clip, flip, mae, vilt, vit, vlmo
 
-_TABLES = (vit, mae, clip, flip, vilt, albef, blip)
+_TABLES = (vit, mae, clip, flip, vilt, albef, blip, blip2, vlmo)
 
 LAYOUTS = {layout.name: layout for table in _TABLES for layout in table.LAYOUTS}
 

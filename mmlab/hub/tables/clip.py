@@ -118,6 +118,13 @@ _OPENAI_RESNET = (
     *linear("pool.out_proj", "attnpool.c_proj", "embed dim"),
 )
 
+
+def image_rows(ours: str, theirs: str) -> tuple[Row, ...]:
+    """OpenAI's ViT within another system, which takes it before its last norm."""
+    rows = (row for row in _OPENAI_VIT if row.ours not in ("norm.weight", "norm.bias"))
+    return prefixed(rows, ours, theirs)
+
+
 _OPENAI = Layout(
     name="clip-openai",
     rows=(
