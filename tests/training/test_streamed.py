@@ -68,7 +68,7 @@ def recipe_on(pattern, **changes):
 def flip_on(pattern, **changes):
     recipe = recipe_on(pattern)
     model = {name: value for name, value in recipe.model.items() if name != "stem"}
-    return replace(recipe, system="flip", model=model, **changes)
+    return replace(recipe, system="flip", size="mini", model=model, **changes)
 
 
 def weights(folder):

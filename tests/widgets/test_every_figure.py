@@ -148,6 +148,11 @@ def test_hostile_words_stay_text(make, show):
 def test_two_figures_do_not_disturb_each_other(make, show):
     page = show(make(), make())
     first, second = page.locator(".mmlab-widget").all()
+    # Some draw their last board when the browser has time: until then it has the size of a new one.
+    page.wait_for_function(
+        "[...document.querySelectorAll('canvas')].every((c) => !c.offsetParent || c.width != 300)"
+    )
+    settle(page)
     before = [shown(first), shown(second)]
     assert before[0] == before[1]
     first.locator(f".segment:has({CHANGES})").first.click()

@@ -98,7 +98,7 @@ WRONG = {
     "large page": ({"image_size": 640}, "image_size=640; allowed are 8 to 224"),
     "order": ({"order": "spiral"}, "order='spiral'; allowed are raster, column, snake, shuffled"),
     "image index": ({"image": 2}, "image=2; allowed are 0 to 1"),
-    "selected": ({"selected": -1}, "selected=-1; allowed are patch indices from 0"),
+    "selected": ({"selected": -1}, "selected=-1; allowed are 0 and up"),
     "no kernel": ({"embedding": {}}, "embedding is empty"),
     "kernel shape": (
         {"embedding": {8: torch.rand(5, 3, 4, 4)}},
