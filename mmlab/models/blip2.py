@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from mmlab.models.checks import (
     check_choice,
     check_heads,
-    check_images,
     check_integers,
     check_multiple,
     check_positive,
     check_rates,
 )
 from mmlab.models.clip import CLIPConfig, CLIPImageEncoder
+from mmlab.models.image_checks import check_images
 from mmlab.models.vit import STEMS, VIT_MINI, ViT, ViTConfig
 from mmlab.nn import (
     ACTIVATIONS,

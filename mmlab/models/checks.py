@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from torch import Tensor
-
 
 def check(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``ValueError("<name> must be <allowed>, got <value>")`` unless ``ok``."""
@@ -60,19 +58,3 @@ def check_heads(
     wanted = classifier in heads
     allowed = f"at least 1 with the head {classifier!r}" if wanted else f"0 without {classifier!r}"
     check((outputs > 0) == wanted, size, outputs, allowed)
-
-
-def check_images(images: Tensor, num_channels: int, image_size: int) -> None:
-    """A batch of square float images of the size that the model has positions for."""
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images must be floating point, got {images.dtype}; convert and normalise them "
-            "with mmlab.datasets.transforms first"
-        )
-    expected = (num_channels, image_size, image_size)
-    if tuple(images.shape[1:]) != expected:
-        raise ValueError(
-            f"images must have shape (batch, {', '.join(map(str, expected))}), got "
-            f"{tuple(images.shape)}; resize the images, or the model with "
-            "model.resize_positions(image_size)"
-        )

@@ -15,15 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmlab.models.checks import (
-    check,
-    check_choice,
-    check_images,
-    check_integers,
-    check_multiple,
-    check_positive,
-)
+from mmlab.models.checks import check, check_choice, check_integers, check_multiple, check_positive
 from mmlab.models.clip_resnet import CLIPResNet
+from mmlab.models.image_checks import check_images
 from mmlab.nn import (
     ACTIVATIONS,
     Attention,

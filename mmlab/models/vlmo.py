@@ -22,12 +22,12 @@ from mmlab.models.checks import (
     check,
     check_choice,
     check_heads,
-    check_images,
     check_integers,
     check_multiple,
     check_positive,
     check_rates,
 )
+from mmlab.models.image_checks import check_images
 from mmlab.models.vilt import AnswerHead, WordsHead
 from mmlab.nn import (
     ACTIVATIONS,
