@@ -44,7 +44,7 @@ from mmlab.nn import (
     valid_tokens,
 )
 from mmlab.nn.blocks import ContextMask
-from mmlab.objectives.language_modeling import language_modeling_loss, sequence_labels
+from mmlab.objectives.language_modeling import NextWords, sequence_labels
 from mmlab.objectives.matching import PairMatching, sample_negative_pairs
 from mmlab.objectives.momentum_contrast import (
     Encoding,
@@ -507,24 +507,12 @@ BLIP_MINI = BLIPConfig(
 )
 
 
-class BLIPWords(NamedTuple):
-    """One step's captions: scores of the next word, and which words are right."""
-
-    labels: Int64[Tensor, "batch tokens"]
-    logits: Float[Tensor, "batch tokens vocab_size"]
-    label_smoothing: float
-
-    def loss(self) -> Float[Tensor, ""]:
-        """The language-modelling loss (BLIP, section 3.2)."""
-        return language_modeling_loss(self.logits, self.labels, self.label_smoothing)
-
-
 class BLIPStep(NamedTuple):
     """All that one step of training computes; ``words`` is None where nothing is written."""
 
     contrast: MomentumContrast
     matching: PairMatching
-    words: BLIPWords | None
+    words: NextWords | None
 
     def losses(self) -> dict[str, Tensor]:
         """The losses by name; their sum is the loss."""
@@ -655,12 +643,12 @@ class BLIPPretraining(nn.Module):
 
     def write(
         self, batch: dict[str, Tensor], image_tokens: Float[Tensor, "batch image_tokens dim"]
-    ) -> BLIPWords:
+    ) -> NextWords:
         """Each caption, word by word, from its image; padding is not to be predicted."""
         ids = batch["input_ids"]
         valid = valid_tokens(ids, batch.get("attention_mask"))
         logits = self.network.word_logits(ids, image_tokens, valid)
-        return BLIPWords(sequence_labels(ids, valid), logits, self.label_smoothing)
+        return NextWords(sequence_labels(ids, valid), logits, self.label_smoothing)
 
     def _encode(self, network: BLIP, batch: dict[str, Tensor]) -> Encoding:
         images = network.image_tokens(batch["images"])

@@ -52,7 +52,7 @@ from mmlab.objectives.contrastive import (
     own_places,
     soft_contrastive_loss,
 )
-from mmlab.objectives.language_modeling import language_modeling_loss, sequence_labels
+from mmlab.objectives.language_modeling import NextWords, sequence_labels
 from mmlab.objectives.matching import PairMatching, sample_negative_pairs
 
 HEADS = ("contrast", "match", "words", "prefix")
@@ -700,24 +700,12 @@ class QueryContrast(NamedTuple):
         return soft_contrastive_loss(self.image_to_text, self.text_to_image, targets, targets)
 
 
-class QueryWords(NamedTuple):
-    """One step's captions: scores of the next word, and which words are right."""
-
-    labels: Int64[Tensor, "batch tokens"]
-    logits: Float[Tensor, "batch tokens vocab_size"]
-    label_smoothing: float
-
-    def loss(self) -> Float[Tensor, ""]:
-        """The loss of image-grounded text generation (BLIP-2, section 3.1)."""
-        return language_modeling_loss(self.logits, self.labels, self.label_smoothing)
-
-
 class BLIP2Step(NamedTuple):
     """All that one step of training computes."""
 
     contrast: QueryContrast
     matching: PairMatching
-    words: QueryWords
+    words: NextWords
 
     def losses(self) -> dict[str, Tensor]:
         """The losses by name; their sum is the loss."""
@@ -808,12 +796,12 @@ class BLIP2Pretraining(nn.Module):
         logits = self.network.matching_logits(fused)
         return PairMatching(wrong_images, wrong_texts, fused, logits)
 
-    def write(self, batch: dict[str, Tensor], past: Past) -> QueryWords:
+    def write(self, batch: dict[str, Tensor], past: Past) -> NextWords:
         """Each caption, word by word, from the queries; padding is not to be predicted."""
         ids = batch["input_ids"]
         valid = valid_tokens(ids, batch.get("attention_mask"))
         logits = self.network.word_logits(ids, past, valid)
-        return QueryWords(sequence_labels(ids, valid), logits, self.label_smoothing)
+        return NextWords(sequence_labels(ids, valid), logits, self.label_smoothing)
 
     def _belongs(self, batch: dict[str, Tensor]) -> Bool[Tensor, "batch all"]:
         ids = batch["input_ids"]

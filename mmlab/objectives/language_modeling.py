@@ -5,11 +5,25 @@ BLIP (Li et al. 2022, section 3.2) trains its decoder so, GPT its language model
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from mmlab.objectives.masked_language import IGNORED
+
+
+class NextWords(NamedTuple):
+    """One step's captions: scores of the next word, and which words are right."""
+
+    labels: Int64[Tensor, "batch tokens"]
+    logits: Float[Tensor, "batch tokens vocab"]
+    label_smoothing: float
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The language-modelling loss (BLIP, section 3.2; BLIP-2, section 3.1)."""
+        return language_modeling_loss(self.logits, self.labels, self.label_smoothing)
 
 
 def language_modeling_loss(

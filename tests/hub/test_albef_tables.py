@@ -20,25 +20,10 @@ from mmlab.hub import (
 from mmlab.models import albef
 from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
 from mmlab.models.albef_tasks import ALBEFClassification, ALBEFQuestionAnswering, ALBEFRetrieval
+from tests.hub.sizes import SIZES
 
 SHAPES = Path(__file__).parents[1] / "golden" / "albef_fullsize_shapes.json"
-SMALL = ALBEFConfig(
-    image_size=16,
-    patch_size=8,
-    num_channels=2,
-    dim=12,
-    depth=3,
-    num_heads=3,
-    mlp_dim=20,
-    vocab_size=17,
-    context_length=9,
-    text_dim=16,
-    text_depth=2,
-    fusion_depth=2,
-    text_num_heads=2,
-    text_mlp_dim=24,
-    embed_dim=6,
-)
+SMALL = ALBEFConfig(text_depth=2, fusion_depth=2, **SIZES)
 RETRIEVAL = {"heads": ("contrast", "match")}
 CLASSES = {"heads": ("classes",), "num_classes": 3}
 ASSIGNMENT = {"heads": ("contrast", "classes"), "num_classes": 3, "hidden_head": False}

@@ -20,25 +20,10 @@ from mmlab.hub import (
 )
 from mmlab.models import blip2
 from mmlab.models.blip2 import BLIP2, BLIP2Config, BLIP2Pretraining
+from tests.hub.sizes import SIZES
 
 SHAPES = Path(__file__).parents[1] / "golden" / "blip2_fullsize_shapes.json"
-SMALL = BLIP2Config(
-    image_size=16,
-    patch_size=8,
-    num_channels=2,
-    dim=12,
-    depth=3,
-    num_heads=3,
-    mlp_dim=20,
-    num_queries=3,
-    vocab_size=17,
-    context_length=9,
-    text_dim=16,
-    text_depth=3,
-    text_num_heads=2,
-    text_mlp_dim=24,
-    embed_dim=6,
-)
+SMALL = BLIP2Config(text_depth=3, num_queries=3, **SIZES)
 STAGE_2 = {"heads": ("prefix",), "prefix_dim": 7}
 CLIP = {"image_encoder": "clip", "activation": "quick_gelu", "norm_eps": 1e-5}
 RETRIEVAL = {"heads": ("contrast", "match"), "temperature": None, "image_norm_eps": 1e-6}

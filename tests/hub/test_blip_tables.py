@@ -21,25 +21,10 @@ from mmlab.hub import (
 from mmlab.models import blip
 from mmlab.models.blip import BLIP, BLIPConfig, BLIPPretraining
 from mmlab.models.blip_tasks import BLIPRetrieval
+from tests.hub.sizes import SIZES
 
 SHAPES = Path(__file__).parents[1] / "golden" / "blip_fullsize_shapes.json"
-SMALL = BLIPConfig(
-    image_size=16,
-    patch_size=8,
-    num_channels=2,
-    dim=12,
-    depth=3,
-    num_heads=3,
-    mlp_dim=20,
-    vocab_size=17,
-    context_length=9,
-    text_dim=16,
-    text_depth=2,
-    text_num_heads=2,
-    text_mlp_dim=24,
-    embed_dim=6,
-    merge_from=1,
-)
+SMALL = BLIPConfig(text_depth=2, merge_from=1, **SIZES)
 RETRIEVAL = {"heads": ("contrast", "match")}
 CAPTIONING = {"heads": ("words",)}
 ANSWERS = {"heads": ("answers",)}
