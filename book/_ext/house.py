@@ -32,9 +32,20 @@ def drop_widget_state(app, pagename, templatename, context, doctree) -> None:
     ]
 
 
+def load_mathjax_in_parts(app: Sphinx) -> None:
+    """Start MathJax with its reader of TeX, its fonts and its hidden MathML for screen readers.
+
+    Its ready-made bundle also holds the menu of the right mouse button: a third of its weight.
+    """
+    app.config.mathjax_path = "mathjax/startup.js"
+    parts = ["input/tex", "output/chtml", "output/chtml/fonts/tex", "a11y/assistive-mml"]
+    app.config.mathjax3_config = {"loader": {"load": parts}}
+
+
 def setup(app: Sphinx) -> dict:
     """Called by Sphinx once every extension of Jupyter Book is loaded."""
     remove_thebe(app)
+    load_mathjax_in_parts(app)
     app.connect("html-page-context", drop_thebe_files)
     # After myst-nb, which adds the state to the page at the default priority of 500.
     app.connect("html-page-context", drop_widget_state, priority=900)
