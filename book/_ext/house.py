@@ -38,7 +38,7 @@ def load_mathjax_in_parts(app: Sphinx) -> None:
     Its ready-made bundle also holds the menu of the right mouse button: a third of its weight.
     """
     app.config.mathjax_path = "mathjax/startup.js"
-    parts = ["input/tex", "output/chtml", "output/chtml/fonts/tex", "a11y/assistive-mml"]
+    parts = ["input/tex", "output/chtml", "a11y/assistive-mml"]
     app.config.mathjax3_config = {"loader": {"load": parts}}
 
 

@@ -33,6 +33,13 @@ UNNAMED = """() => [...document.querySelectorAll("img, svg, canvas")].filter((e)
   );
 }).map((e) => e.outerHTML.slice(0, 160))"""
 
+# Formulas that still show as TeX once MathJax has said that it is done.
+RAW_FORMULAS = """async () => {
+  await window.MathJax?.startup?.promise;
+  const formulas = [...document.querySelectorAll(".math")];
+  return formulas.filter((e) => !e.querySelector("mjx-container")).map((e) => e.innerText);
+}"""
+
 # Everything a reader can see change, apart from the control that was moved.
 SEEN = """(widget) => {
   const canvases = [...widget.querySelectorAll("canvas")].map((c) => c.toDataURL());
@@ -50,6 +57,7 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
     unnamed: list[str] = field(default_factory=list)
+    raw_formulas: list[str] = field(default_factory=list)
     axe: list[str] = field(default_factory=list)
     width: int = 0
     theme: str = ""
@@ -76,6 +84,7 @@ def inspect(page, log, address: str) -> Visit:
         page.evaluate("performance.getEntriesByType('resource').map((e) => e.name)")
     ) | {page.url}
     visit.unnamed = page.evaluate(UNNAMED)
+    visit.raw_formulas = page.evaluate(RAW_FORMULAS)
     visit.width = page.evaluate("document.documentElement.scrollWidth")
     visit.theme = page.evaluate("document.documentElement.dataset.theme")
     visit.external, visit.errors = list(log.external), list(log.errors)
@@ -120,6 +129,11 @@ def test_page_logs_no_error(light, dark, phone, address):
 @pytest.mark.parametrize("address", EVERY_PAGE)
 def test_every_picture_has_a_name(light, address):
     assert light[address].unnamed == []
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_every_formula_is_typeset(light, address):
+    assert light[address].raw_formulas == []
 
 
 @pytest.mark.parametrize("address", EVERY_PAGE)
