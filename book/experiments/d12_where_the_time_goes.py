@@ -27,8 +27,8 @@ Rules, fixed after a pilot with one seed and before the run; intervals are 95 %,
 - *Fusion is a small share of a region model* (FND-23): Transformer on regions over itself, backbone and NMS (class by class)
   together. Confirmed if the interval lies below 5 %.
 
-What this scale cannot tell. A GPU runs convolutions and blocks some hundred times faster than one thread, and NMS hardly: the paper's
-shares are a GPU's. The heads that run on every box, the proposals and their own NMS are left out, so the region model is dearer than here.
+What this scale cannot tell. The paper's shares are a GPU's, which does many multiplications at once and the steps of NMS one after
+another; ours are those of one thread. The heads that run on every box, the proposals and their own NMS are left out, so the region model is dearer than here.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ from experiments.protocol import (
     Finding,
     interval,
     main,
+    points,
     verdict,
 )
 from experiments.training import Pictures, fit, prepare
@@ -274,7 +275,7 @@ def judge(figures: Figures) -> list[Finding]:
             f"A picture finds its text among {most:,} more often than by chance.",
             "Confirmed: the interval of R@1 minus chance lies above zero. Refuted: below.",
             _against(0, above),
-            f"R@1 minus chance: {_points(above)}.",
+            f"R@1 minus chance: {points(above)}.",
             above,
         ),
         Finding(
@@ -283,7 +284,7 @@ def judge(figures: Figures) -> list[Finding]:
             "Confirmed: the interval of R@1 in the smallest minus in the largest gallery lies above zero. "
             "Refuted: below.",
             _against(0, harder),
-            f"R@1 among {GALLERIES[0]} minus among {most:,}: {_points(harder)}.",
+            f"R@1 among {GALLERIES[0]} minus among {most:,}: {points(harder)}.",
             harder,
         ),
     ]
@@ -318,13 +319,6 @@ def _against(value: float, about) -> str:
 def _times(about) -> str:
     return (
         f"{about.mean:,.0f} times [{about.low:,.0f}, {about.high:,.0f}]"
-    )
-
-
-def _points(about) -> str:
-    return (
-        f"{100 * about.mean:+.1f} points "
-        f"[{100 * about.low:+.1f}, {100 * about.high:+.1f}]"
     )
 
 
