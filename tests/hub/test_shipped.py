@@ -9,6 +9,9 @@ from mmlab.datasets import emoji
 from mmlab.hub import CheckpointError, list_mini_checkpoints, mini_checkpoint, read_checkpoint
 from mmlab.tasks.classification import accuracy, emoji_images
 from mmlab.tasks.dual_encoder import dataset_retrieval, load_dual_encoder
+from mmlab.tasks.fusion import load_fusion
+from mmlab.tasks.questions import answer_questions
+from mmlab.training.evaluation import joint_figures
 from mmlab.training.recipe import parse_recipe
 
 NAMES = tuple(list_mini_checkpoints())
@@ -81,6 +84,21 @@ def test_clip_mini_finds_names_in_a_style_it_never_saw(language, name):
     assert found["image_to_text"]["r@1"] >= 0.35 and found["image_to_text"]["r@5"] >= 0.6
     for way in ("image_to_text", "text_to_image"):
         assert abs(found[way]["r@1"] - recorded[way]["r@1"]) <= 0.005
+
+
+@pytest.mark.parametrize("split", ["test", "held_out"])
+def test_vilt_mini_answers_from_the_picture_and_tells_pairs(split):
+    """Held-out scenes show colors on shapes that never met in training."""
+    file = mini_checkpoint("vilt-mini")
+    recorded = json.loads(read_checkpoint(file).metadata["mmlab.metrics"])
+    model, images = load_fusion("vilt-mini", file), mmlab.datasets.scenes(100, split, 64)
+    answered, paired = answer_questions(model, images), joint_figures(model, images)
+    assert abs(answered.accuracy - recorded[f"questions_{split}"]["accuracy"]) <= 0.05
+    assert answered.accuracy > answered.question_only + 0.05
+    assert answered.accuracy > answered.wrong_image + 0.05
+    before = recorded[f"pairs_{split}"]
+    assert abs(paired["matching_accuracy"] - before["matching_accuracy"]) <= 0.005
+    assert abs(paired["image_to_text"]["r@1"] - before["image_to_text"]["r@1"]) <= 0.02
 
 
 def test_a_fresh_head_and_other_sizes_fit_half_precision_weights():
