@@ -15,7 +15,8 @@ def remove_thebe(app: Sphinx) -> None:
 
 def drop_thebe_files(app, pagename, templatename, context, doctree) -> None:
     """The style sheet of sphinx-thebe goes with it."""
-    context["css_files"] = [f for f in context["css_files"] if "thebe" not in str(f.filename)]
+    # In place, so that files which extensions add later come to the page.
+    context["css_files"][:] = [f for f in context["css_files"] if "thebe" not in str(f.filename)]
 
 
 def mend_citations(app, pagename, templatename, context, doctree) -> None:

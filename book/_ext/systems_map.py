@@ -418,9 +418,11 @@ class SystemsList(SphinxDirective):
         return [grid]
 
 
-def add_script(app, pagename, templatename, context, doctree) -> None:
-    """Only a page with a map loads the map's script."""
+def add_files(app, pagename, templatename, context, doctree) -> None:
+    """Only a page with a map loads the map's script, and is wider than a chapter."""
     if doctree is not None and next(doctree.findall(MapNode), None) is not None:
+        # After mmlab.css, whose rules it replaces.
+        app.add_css_file("map_page.css", priority=900)
         app.add_js_file("systems_map.js", loading_method="defer")
 
 
@@ -430,5 +432,5 @@ def setup(app: Sphinx) -> dict:
     app.add_node(MapNode, html=(visit_map, None), **others)
     app.add_directive("systems-map", SystemsMap)
     app.add_directive("systems-list", SystemsList)
-    app.connect("html-page-context", add_script)
+    app.connect("html-page-context", add_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

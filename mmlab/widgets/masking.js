@@ -334,10 +334,12 @@ class Masking {
     // Read before anything is written, or every board would lay out the page anew.
     const boards = this.parts.ways.flatMap(({ stages }) => stages.map(({ canvas }) => canvas));
     const widths = new Map([...boards, this.parts.chart].map((canvas) => [canvas, canvas.clientWidth]));
+    // A canvas that is given a font settles the style of the page: best before that is changed.
+    this.drawShares(now, colour, widths.get(this.parts.chart));
     this.showControls(now);
     this.boards = new Map();
     for (const way of this.parts.ways) this.showWay(way, now, colour, widths);
-    this.showCost(now, colour, widths.get(this.parts.chart));
+    this.showCost(now);
   }
 
   showControls(now) {
@@ -437,16 +439,22 @@ class Masking {
     return Object.fromEntries(WAYS.map((way) => [way, at.map((costs) => total(costs[way]) / total(cost(this.sizes, N)[way]))]));
   }
 
-  showCost(now, colour, width) {
+  drawShares(now, colour, width) {
+    const { figure } = this;
+    const shares = this.shares(figure.get("measure"));
+    const names = Object.fromEntries(WAYS.map((way) => [way, figure.t("way_short_" + way)]));
+    const percent = (value) => figure.t("percent", { value: figure.plain(value) });
+    const range = figure.get("percent_range");
+    drawChart(this.parts.chart, width, { shares, percent: now.percent, range, names, texts: { percent } }, colour);
+  }
+
+  showCost(now) {
     const { figure, parts, sizes } = this;
     const measure = figure.get("measure");
     const memory = measure === "memory";
     const costs = (memory ? bytesOf : macsOf)(sizes, now.kept);
     const shares = this.shares(measure);
     const range = figure.get("percent_range");
-    const names = Object.fromEntries(WAYS.map((way) => [way, figure.t("way_short_" + way)]));
-    const percent = (value) => figure.t("percent", { value: figure.plain(value) });
-    drawChart(parts.chart, width, { shares, percent: now.percent, range, names, texts: { percent } }, colour);
     setText(parts.table.caption, figure.t("caption_" + measure));
     setText(parts.note, figure.t("note_" + measure));
     const unit = (value) => (value ? figure.t("unit_" + measure, { value: figure.number(value / (memory ? 1e6 : 1e9), 2) }) : figure.t("nothing"));
