@@ -73,12 +73,16 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{_digits(self.mean)} [{_digits(self.low)}, {_digits(self.high)}]"
 
     @property
     def holds_zero(self) -> bool:
         """Whether zero lies inside: no difference seen."""
         return self.low <= 0 <= self.high
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def interval(values: Sequence[float]) -> Interval:
