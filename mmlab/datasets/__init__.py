@@ -13,6 +13,14 @@ from mmlab.datasets.example import (
 )
 from mmlab.datasets.images import ImageError, load_image
 from mmlab.datasets.photos import Photos, photos
+from mmlab.datasets.regions import (
+    FeatureLMDB,
+    FeatureTSV,
+    Regions,
+    ToyDetector,
+    collate_regions,
+    stream_tsv,
+)
 from mmlab.datasets.scenes import SceneNoise, Scenes, scenes
 from mmlab.datasets.tokenizer import Tokenizer, train_wordpiece
 
@@ -22,18 +30,24 @@ __all__ = [
     "Caption",
     "Emoji",
     "Example",
+    "FeatureLMDB",
+    "FeatureTSV",
     "ImageError",
     "Photos",
     "Question",
     "Region",
+    "Regions",
     "Relation",
     "SceneNoise",
     "Scenes",
     "Tokenizer",
+    "ToyDetector",
+    "collate_regions",
     "emoji",
     "load_image",
     "photos",
     "scenes",
+    "stream_tsv",
     "train_wordpiece",
     "transforms",
 ]

@@ -165,6 +165,10 @@ class Scenes(Dataset):
         """The images ``indices`` (all without it), RGB from 0 to 255; only these are drawn."""
         return render(self._sample(check_rows(indices, len(self))), self.config.image_size)
 
+    def objects(self, indices: Indices = None) -> SceneBatch:
+        """The objects of the images ``indices`` (all without it) as tensors, sizes as fractions."""
+        return self._sample(check_rows(indices, len(self)))
+
     def masks(self, index: int) -> Bool[Tensor, "objects height width"]:
         """The pixels of each object of one image, in the order of its regions."""
         batch = self._sample(check_rows([index], len(self)))
