@@ -44,7 +44,10 @@ def _option(text: str, name: str = "", default: str = "") -> typer.models.Option
 Text, Number, Whole, File = str | None, float | None, int | None, Path | None
 
 System = Annotated[
-    str, typer.Argument(help="What to train: vit, clip, flip or vilt.", show_default=False)
+    str,
+    typer.Argument(
+        help="What to train: vit, clip, flip, vilt, albef, blip, blip2 or vlmo.", show_default=False
+    ),
 ]
 Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
 Data = Annotated[Text, _option("emoji or scenes; a --config can name shards, too.", "data")]
@@ -66,9 +69,7 @@ def train(
     size: Size = None,
     data: Data = None,
     target: Target = None,
-    start: Annotated[
-        Text, _option("A file of weights to begin with; only a vilt does.", default="none")
-    ] = None,
+    start: Annotated[Text, _option("A file of weights to begin with.", default="none")] = None,
     steps: Annotated[Whole, _option("Steps to take.", "steps")] = None,
     batch_size: Annotated[
         Whole, _option("Images a step, over all processes.", "batch_size")
@@ -118,7 +119,7 @@ def _recipe_of_run(folder: Path) -> Recipe:
 
 def _train(recipe: Recipe, out: Path, resume: bool) -> None:
     from mmlab.training.run import check_folder, read_skipped, run
-    from mmlab.training.systems import image_size
+    from mmlab.training.system import image_size
 
     image_size(recipe)  # an unknown model is told before anything slow
     check_folder(out, recipe, resume)
@@ -133,7 +134,8 @@ def _train(recipe: Recipe, out: Path, resume: bool) -> None:
     skipped = read_skipped(out)
     if skipped is not None:
         say(f"read: {skipped}")
-    where = " --data emoji" if recipe.data == "shards" else ""
+    known = "emoji" if recipe.system in ("clip", "flip") else "scenes"
+    where = f" --data {known}" if recipe.data == "shards" else ""
     say(f"next: mmlab evaluate {recipe.system} --checkpoint {out}{where}")
 
 
@@ -182,6 +184,25 @@ def _step_line(figures: dict[str, float | int], steps: int) -> str:
     return f"step {figures['step']}/{steps}  loss {figures['loss']:.4f}  {seconds:.0f} s"
 
 
+@app.command("language-model")
+def language_model(
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there yet.")],
+    steps: Annotated[Whole, typer.Option(help="Steps to take.")] = 300,
+    seed: Annotated[Whole, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train the small language model that stage 2 of a blip2-mini speaks through.
+
+    It is an OPT that learns the captions of scenes in about a minute, and needs transformers. A
+    recipe names it so: [bold]pretraining: {language_model: FOLDER}[/bold]
+    """
+    from mmlab.training.mini_language import train_language_model
+
+    say = _speaker()
+    with _progress(steps, say) as report:
+        train_language_model(out, steps=steps, seed=seed, report=report)
+    say(f"done: the language model is in {out}")
+
+
 @app.command()
 def evaluate(
     system: System,
@@ -212,8 +233,8 @@ def evaluate(
     task: Annotated[
         Text,
         _option(
-            "classification of a vit; retrieval or zero-shot of a clip or flip; retrieval or vqa "
-            "of a vilt.",
+            "classification of a vit; retrieval or zero-shot of a clip or flip; retrieval or "
+            "captioning of a blip2; retrieval or vqa of all others that have learned it.",
             default="the first of them",
         ),
     ] = None,
@@ -224,14 +245,14 @@ def evaluate(
 
     Finished weights remember size, data and target; options given here overrule them.
     """
-    from mmlab.training.evaluation import choose, measure, tasks_of
+    from mmlab.training.evaluation import choose, measure, usual_task
     from mmlab.training.run import recipe_of, weights_file
 
     source = checkpoint or _shipped(system, size)
     given = _given(system=system, size=size, data=data, target=target)
     recipe = _recipe_to_evaluate(recipe_of(source), given)
     chosen = _given(vendor=vendor, split=split, num_images=num_images, seed=seed)
-    task = task or tasks_of(recipe.system)[0]
+    task = task or usual_task(recipe)
     where = choose(recipe.data, chosen, recipe.system, task)
     weights = weights_file(source)
     result = measure(recipe, weights, task, where, language)
@@ -411,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(stop) or "stopped", 130)
     except _USAGE_ERROR as error:
         return _fail(error.format_message(), 2)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("MMLAB_TRACEBACK") == "1":
             raise
         return _fail(str(error) or type(error).__name__, 2)

@@ -170,7 +170,7 @@ WRONG = [
     ("train --config uneven.yaml", "image_size must be a multiple of patch_size=14, got 48"),
     ("train --config .", "recipe '.' cannot be read: Is a directory"),
     ("train vit --out typo.yaml/run", "typo.yaml/run"),
-    ("evaluate vit --size b-16", "no trained 'vit-b-16'; there are clip-mini, vit-mini"),
+    ("evaluate vit --size b-16", "no trained 'vit-b-16'; there are clip-mini, vilt-mini"),
     ("evaluate vitt", "unknown system 'vitt'; did you mean 'vit'?"),
     ("evaluate vit --checkpoint TRAINED --num-images 5", "--num-images means nothing for emoji"),
     ("evaluate vit --checkpoint TRAINED --seed 0", "--seed means nothing for emoji, which take"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import nn
 
+from mmlab.models.blip2 import BLIP2Config
 from mmlab.models.clip import CLIPConfig
 from mmlab.models.clip_resnet import EXPANSION
 from mmlab.models.flip import FLIPConfig
@@ -57,6 +59,37 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+@dataclass(frozen=True)
+class GradientMacs:
+    """MACs of forward passes, by the gradients that the backward pass computes for them.
+
+    The gradient of each of the two factors of a product costs as much as the product. They are
+
+    - ``none`` where nothing learns, here or before;
+    - ``one``, of the tokens where a gradient only passes through frozen weights, or of the weights
+      where a layer is the first;
+    - ``both`` where weights learn, and in the attention itself, whose factors are tokens.
+    """
+
+    none: int | float = 0
+    one: int | float = 0
+    both: int | float = 0
+
+    def __add__(self, other: GradientMacs) -> GradientMacs:
+        sums = (self.none + other.none, self.one + other.one, self.both + other.both)
+        return GradientMacs(*sums)
+
+    @property
+    def forward(self) -> int | float:
+        """MACs forwards."""
+        return self.none + self.one + self.both
+
+    @property
+    def total(self) -> int | float:
+        """MACs forwards and backwards."""
+        return self.none + 2 * self.one + 3 * self.both
+
+
 def block_macs(num_tokens: int, dim: int, mlp_dim: int) -> int:
     """MACs of one transformer block: ``4 T D^2 + 2 T^2 D + 2 T D M`` for ``M = mlp_dim``.
 
@@ -94,10 +127,11 @@ def vit_macs(config: ViTConfig) -> int:
     blocks = config.depth * block_macs(config.num_tokens, config.dim, config.mlp_dim)
     pre_logits = config.dim**2 if config.pre_logits else 0
     heads = (1 + config.distilled) * config.dim * config.num_classes
-    return _stem_macs(config) + blocks + pre_logits + heads
+    return stem_macs(config) + blocks + pre_logits + heads
 
 
-def _stem_macs(config: ViTConfig | CLIPConfig) -> int:
+def stem_macs(config: ViTConfig | CLIPConfig | BLIP2Config) -> int:
+    """MACs that make the patches of one image."""
     if config.stem == "linear":
         values = config.num_channels * config.patch_size**2
         return math.prod(config.grid) * values * config.dim
@@ -113,7 +147,7 @@ def clip_image_macs(config: CLIPConfig) -> int:
     if config.stages:
         return _resnet_macs(config)
     blocks = config.depth * block_macs(config.num_image_tokens, config.dim, config.mlp_dim)
-    return _stem_macs(config) + blocks + config.dim * config.embed_dim
+    return stem_macs(config) + blocks + config.dim * config.embed_dim
 
 
 def clip_text_macs(config: CLIPConfig, num_tokens: int | None = None) -> int:
@@ -160,7 +194,7 @@ def mae_decoder_macs(config: MAEConfig, mask_ratio: float | int | None = None) -
 def _masked_encoder_macs(config: ViTConfig, mask_ratio: float | int) -> int:
     """A ViT without a head on the class token and the patches that stay."""
     num_tokens = num_kept(config.num_patches, mask_ratio) + 1
-    return _stem_macs(config) + config.depth * block_macs(num_tokens, config.dim, config.mlp_dim)
+    return stem_macs(config) + config.depth * block_macs(num_tokens, config.dim, config.mlp_dim)
 
 
 def _resnet_macs(config: CLIPConfig) -> int:

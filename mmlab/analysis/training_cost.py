@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmlab.analysis.albef_cost import albef_fusion_macs, albef_image_macs, albef_text_macs
+from mmlab.analysis.blip2_cost import LANGUAGE_MODELS, LanguageModelSizes, blip2_step_macs
 from mmlab.analysis.blip_cost import (
     blip_grounded_macs,
     blip_image_macs,
     blip_text_macs,
     blip_words_macs,
 )
-from mmlab.analysis.cost import clip_image_macs, clip_text_macs
-from mmlab.models import albef, blip, clip
+from mmlab.analysis.cost import GradientMacs, clip_image_macs, clip_text_macs
+from mmlab.analysis.vlmo_cost import vlmo_step_macs
+from mmlab.hub.create import model_config
 from mmlab.models.albef import ALBEFConfig
 from mmlab.models.blip import BLIPConfig
+from mmlab.models.blip2 import BLIP2Config
 from mmlab.models.checks import check, check_integers, check_positive
 from mmlab.models.clip import CLIPConfig
+from mmlab.models.vlmo import VLMoConfig
 
 A100_BF16_PEAK = 312e12
 """FLOP/s of one NVIDIA A100 in bf16, dense (NVIDIA, A100 datasheet)."""
@@ -65,6 +69,11 @@ class TrainingCost:
     def num_pairs(self) -> int:
         """Pairs seen in the whole run, repetitions included."""
         return self.steps * self.batch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """How long captions are."""
+        return self.num_text_tokens or self.config.context_length
 
     @property
     def forward_macs_per_pair(self) -> int:
@@ -133,11 +142,6 @@ class TwinTrainingCost(TrainingCost):
         """FLOPs of the network's forward passes; the twin's are not repeated."""
         return 2 * self.online_macs_per_pair * self.num_pairs
 
-    @property
-    def num_tokens(self) -> int:
-        """How long captions are."""
-        return self.num_text_tokens or self.config.context_length
-
 
 @dataclass(frozen=True)
 class ALBEFTrainingCost(TwinTrainingCost):
@@ -190,10 +194,75 @@ class BLIPTrainingCost(TwinTrainingCost):
         return blip_image_macs(self.config) + blip_text_macs(self.config, self.num_tokens)
 
 
+@dataclass(frozen=True)
+class FrozenTrainingCost(TrainingCost):
+    """A run of a network of which parts are frozen; see ``TrainingCost``.
+
+    ``gradient_macs`` (of one pair) is what a system adds. Heads other than those that the system
+    names, and the similarities, are left out.
+    """
+
+    @property
+    def forward_macs_per_pair(self) -> int | float:
+        """MACs of all forward passes."""
+        return self.gradient_macs.forward
+
+    @property
+    def flops(self) -> int | float:
+        """FLOPs of the run: two a MAC; backwards only the gradients that are needed."""
+        return 2 * self.gradient_macs.total * self.num_pairs
+
+    @property
+    def recomputed_flops(self) -> int | float:
+        """FLOPs of the forward passes that have a backward pass."""
+        return 2 * (self.forward_macs_per_pair - self.gradient_macs.none) * self.num_pairs
+
+
+@dataclass(frozen=True)
+class BLIP2TrainingCost(FrozenTrainingCost):
+    """A run of one of BLIP-2's two stages: the second if ``language_model`` is given.
+
+    ``num_text_tokens`` are those of the Q-Former's tokenizer or, in the second stage, of the
+    language model's. ValueError if the configuration is of the other stage or for word vectors of
+    another width.
+    """
+
+    config: BLIP2Config
+    language_model: LanguageModelSizes | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wanted = self.language_model.dim if self.language_model else 0
+        allowed = f"{wanted}, as of {self.language_model}" if wanted else "0 without language_model"
+        check(self.config.prefix_dim == wanted, "prefix_dim", self.config.prefix_dim, allowed)
+
+    @property
+    def gradient_macs(self) -> GradientMacs:
+        """MACs of one pair; with the words head, and the layer to the language model's width."""
+        return blip2_step_macs(self.config, self.num_tokens, self.language_model)
+
+
+@dataclass(frozen=True)
+class VLMoTrainingCost(FrozenTrainingCost):
+    """A run of one of VLMo's stages, which the heads of the configuration tell.
+
+    A "pair" of the first two stages is an image or a text.
+    """
+
+    config: VLMoConfig
+
+    @property
+    def gradient_macs(self) -> GradientMacs:
+        """MACs of one pair; with the heads for words and for codes."""
+        return vlmo_step_macs(self.config, self.num_tokens)
+
+
 _KINDS = {
-    "clip": (clip, TrainingCost),
-    "albef": (albef, ALBEFTrainingCost),
-    "blip": (blip, BLIPTrainingCost),
+    "clip": TrainingCost,
+    "albef": ALBEFTrainingCost,
+    "blip": BLIPTrainingCost,
+    "blip2": BLIP2TrainingCost,
+    "vlmo": VLMoTrainingCost,
 }
 
 
@@ -213,25 +282,44 @@ def recipe_cost(
     num_devices: int = 1,
     num_text_tokens: int | None = None,
 ) -> TrainingCost:
-    """The cost of a recipe file on A100s: its ``system``, ``size``, ``steps`` and ``batch_size``.
+    """The cost of a recipe file on A100s.
 
+    It is told by ``system``, ``size``, the fields of the ``model``, ``steps`` and ``batch_size``.
     ``num_text_tokens`` as in ``TrainingCost``. ValueError if it is no recipe for one of those whose
-    cost is known: CLIP, ALBEF and BLIP.
+    cost is known: CLIP, ALBEF, BLIP, BLIP-2 and VLMo.
     """
     import yaml
 
     try:
         recipe = yaml.safe_load(Path(path).read_text("utf-8"))
-        name = f"{recipe['system']}_{recipe['size']}".upper().replace("-", "_")
-        module, kind = _KINDS[recipe["system"]]
-        config, steps, batch_size = getattr(module, name), recipe["steps"], recipe["batch_size"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"recipe {os.fspath(path)!r} cannot be read: {error}") from None
-    except (TypeError, KeyError, AttributeError) as error:
+    try:
+        kind, config = _KINDS[recipe["system"]], _config_of(recipe)
+        steps, batch_size = recipe["steps"], recipe["batch_size"]
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"recipe {os.fspath(path)!r} must name the system clip, albef or blip, one of its "
-            f"sizes, steps and batch_size: {error}"
+            f"recipe {os.fspath(path)!r} must name one of the systems {', '.join(_KINDS)}, one of "
+            f"its sizes, steps and batch_size: {error}"
         ) from None
     return kind(
-        config, steps, batch_size, mfu, num_devices=num_devices, num_text_tokens=num_text_tokens
+        config,
+        steps,
+        batch_size,
+        mfu,
+        num_devices=num_devices,
+        num_text_tokens=num_text_tokens,
+        **_language_model(recipe["size"]),
     )
+
+
+def _language_model(size: str) -> dict[str, LanguageModelSizes]:
+    """The second part of a name such as "g-14-opt-2.7b", if it has one."""
+    name = next((name for name in LANGUAGE_MODELS if size.endswith(f"-{name}")), None)
+    return {"language_model": LANGUAGE_MODELS[name]} if name else {}
+
+
+def _config_of(recipe: dict[str, object]) -> object:
+    changes = recipe.get("model", {})
+    settled = {key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()}
+    return replace(model_config(f"{recipe['system']}-{recipe['size']}"), **settled)

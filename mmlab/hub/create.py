@@ -78,16 +78,19 @@ def save(
     *,
     layout: str = OWN,
     metadata: Mapping[str, object] | None = None,
+    without: tuple[str, ...] = (),
 ) -> None:
     """Write the weights of ``model`` to a ``.safetensors`` or ``.npz`` file, whole or not at all.
 
     ``layout`` is ``"mmlab"`` (our names) or one of ``mmlab.hub.layouts()``. A safetensors file also
-    carries the layout, the configuration and your ``metadata`` (strings). ValueError for another
-    ending or metadata that cannot be stored; CheckpointError if the file cannot be written.
+    carries the layout, the configuration and your ``metadata`` (strings). Weights whose names begin
+    with one of ``without`` are left out; ``create_model`` does not take a file that lacks some.
+    ValueError for another ending or metadata that cannot be stored; CheckpointError if the file
+    cannot be written.
     """
     path, metadata = Path(path), dict(metadata or {})
     _check_target(path, metadata)
-    state = model.state_dict()
+    state = {key: t for key, t in model.state_dict().items() if not key.startswith(without)}
     if layout != OWN:
         num_heads = getattr(model.config, "num_heads", None)
         state = from_mmlab(layout, state, num_heads=num_heads)

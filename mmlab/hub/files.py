@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -88,6 +89,15 @@ def write_npz(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     arrays = {key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()}
     with atomic_path(path) as aside, open(aside, "wb") as file:
         np.savez(file, **arrays)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A fingerprint of names, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ from mmlab.nn import (
     MomentumTwin,
     bert_block,
     init_bert,
+    init_xavier,
     padding_mask,
     run_blocks,
     shared_checkpointing,
@@ -50,6 +51,7 @@ from mmlab.objectives.masked_language import (
     MaskedTokens,
     distilled_masked_language_loss,
     mask_tokens,
+    share_masked_loss,
 )
 from mmlab.objectives.matching import PairMatching, sample_negative_pairs
 from mmlab.objectives.momentum_contrast import (
@@ -59,6 +61,7 @@ from mmlab.objectives.momentum_contrast import (
     momentum_contrast,
 )
 
+INITS = ("normal", "xavier")
 HEADS = ("contrast", "match", "words", "classes", "answers")
 PAD_ID = 0
 """The padding token of every vocabulary; its word vector does not learn."""
@@ -82,6 +85,9 @@ class ALBEFConfig:
       writes answers; VQA).
     - ``hidden_head``: the classes head has a hidden layer; the text assignment of NLVR2 has none.
     - ``text_norm_eps`` is for the norms of BERT.
+
+    - ``init``: matrices start with a spread of 0.02, or with one that grows as the width shrinks
+      (``"xavier"``): 0.02 is for wide models.
 
     A wrong value raises ValueError.
     """
@@ -110,6 +116,7 @@ class ALBEFConfig:
     norm_eps: float = 1e-6
     text_norm_eps: float = 1e-12
     dropout: float = 0.1
+    init: str = "normal"
 
     def __post_init__(self) -> None:
         check_integers(self, "image_size", "patch_size", "num_channels", "dim", "depth")
@@ -119,6 +126,7 @@ class ALBEFConfig:
         check_integers(self, "num_classes", minimum=0)
         check(self.num_images in (1, 2), "num_images", self.num_images, "1 or 2")
         check_choice(self, "activation", tuple(ACTIVATIONS))
+        check_choice(self, "init", INITS)
         check_positive(self, "norm_eps", "text_norm_eps", "temperature")
         check_rates(self, "dropout")
         check_multiple(self, "image_size", "patch_size")
@@ -180,6 +188,8 @@ class ALBEF(nn.Module):
         self.image_encoder = ViT(config.vit)
         self.text_encoder = FusionBert(config)
         self.heads = nn.ModuleDict({name: _HEADS[name](config) for name in config.heads})
+        if config.init == "xavier":
+            self.apply(init_xavier)
 
     activation_checkpointing = shared_checkpointing("image_encoder", "text_encoder")
 
@@ -395,20 +405,21 @@ ALBEF_B_16_NLVR2 = replace(ALBEF_B_16_VE, num_classes=2, num_images=2)
 # create_model("albef-mini", vocab_size=tokenizer.vocab_size).
 ALBEF_MINI = ALBEFConfig(
     image_size=64,
-    patch_size=16,
-    dim=128,
-    depth=4,
+    patch_size=8,
+    dim=96,
+    depth=3,
     num_heads=4,
-    mlp_dim=512,
+    mlp_dim=384,
     vocab_size=4096,
     context_length=32,
-    text_dim=128,
+    text_dim=96,
     text_depth=2,
     fusion_depth=2,
     text_num_heads=4,
-    text_mlp_dim=512,
+    text_mlp_dim=384,
     embed_dim=64,
     dropout=0.0,
+    init="xavier",
 )
 
 
@@ -500,12 +511,13 @@ class ALBEFPretraining(nn.Module):
         ``batch`` has ``"images"``, ``"input_ids"`` and, where texts are padded with anything but 0,
         ``"attention_mask"``. What is otherwise drawn may be given: ``"negative_images"`` (for each
         text) and ``"negative_texts"`` (for each image) are rows of the batch, ``"masked_ids"`` and
-        ``"masked_labels"`` the masked text.
+        ``"labels"`` the masked text, with ``"masked_share"`` as in ``share_masked_loss``.
 
         A call is a step of training: the temperature is clamped, the twin moves, the queue takes
         the batch. ``update=False`` leaves all that as it is, to measure the losses of other data.
         """
-        return self.step(batch, update).losses()
+        losses = self.step(batch, update).losses()
+        return share_masked_loss(losses, batch)
 
     def step(self, batch: dict[str, Tensor], update: bool = True) -> ALBEFStep:
         """All that ``losses`` computes, in the order of the official code."""
@@ -574,7 +586,7 @@ class ALBEFPretraining(nn.Module):
 
     def _masked(self, batch: dict[str, Tensor]) -> MaskedTokens:
         if "masked_ids" in batch:
-            return MaskedTokens(batch["masked_ids"], batch["masked_labels"])
+            return MaskedTokens(batch["masked_ids"], batch["labels"])
         ids = batch["input_ids"]
         maskable = valid_tokens(ids, batch.get("attention_mask"))
         for special in self.special_ids:

@@ -38,6 +38,7 @@ from mmlab.nn import (
     MomentumTwin,
     PostNormBlock,
     bert_block,
+    init_xavier,
     padding_mask,
     share_layers,
     shared_checkpointing,
@@ -53,6 +54,7 @@ from mmlab.objectives.momentum_contrast import (
     momentum_contrast,
 )
 
+INITS = ("normal", "xavier")
 HEADS = ("contrast", "match", "words", "classes", "answers")
 DECODING = ("words", "answers")
 """The heads that a decoder belongs to."""
@@ -90,6 +92,9 @@ class BLIPConfig:
       ``"none"``. A decoder of answers shares nothing.
     - ``text_norm_eps`` is for the norms of the text transformer.
 
+    - ``init``: matrices start with a spread of 0.02, or with one that grows as the width shrinks
+      (``"xavier"``): 0.02 is for wide models.
+
     A wrong value raises ValueError.
     """
 
@@ -118,6 +123,7 @@ class BLIPConfig:
     text_norm_eps: float = 1e-12
     dropout: float = 0.1
     drop_path: float = 0.0
+    init: str = "normal"
 
     def __post_init__(self) -> None:
         check_integers(self, "image_size", "patch_size", "num_channels", "dim", "depth")
@@ -127,6 +133,7 @@ class BLIPConfig:
         check_integers(self, "num_classes", "merge_from", minimum=0)
         check(self.num_images in (1, 2), "num_images", self.num_images, "1 or 2")
         check_choice(self, "activation", tuple(ACTIVATIONS))
+        check_choice(self, "init", INITS)
         check_choice(self, "sharing", tuple(SHARING))
         check_positive(self, "norm_eps", "text_norm_eps")
         if self.temperature is not None:
@@ -221,6 +228,8 @@ class BLIP(nn.Module):
             share_layers(self.text_encoder, self.text_decoder, but=apart)
         made = [name for name in config.heads if name not in DECODING]
         self.heads = nn.ModuleDict({name: _HEADS[name](config) for name in made})
+        if config.init == "xavier":
+            self.apply(init_xavier)
 
     activation_checkpointing = shared_checkpointing("image_encoder", "text_encoder", "text_decoder")
 
@@ -491,19 +500,20 @@ BLIP_L_16_VQA = replace(BLIP_L_16, image_size=480, heads=("answers",))
 # your tokenizer: create_model("blip-mini", vocab_size=tokenizer.vocab_size).
 BLIP_MINI = BLIPConfig(
     image_size=64,
-    patch_size=16,
-    dim=128,
-    depth=4,
+    patch_size=8,
+    dim=96,
+    depth=3,
     num_heads=4,
-    mlp_dim=512,
+    mlp_dim=384,
     vocab_size=4096,
     context_length=32,
-    text_dim=128,
+    text_dim=96,
     text_depth=3,
     text_num_heads=4,
-    text_mlp_dim=512,
+    text_mlp_dim=384,
     embed_dim=64,
     dropout=0.0,
+    init="xavier",
 )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.checks import (
+    check,
     check_choice,
     check_heads,
     check_integers,
@@ -27,6 +28,7 @@ from mmlab.models.checks import (
     check_rates,
 )
 from mmlab.models.clip import CLIPConfig, CLIPImageEncoder
+from mmlab.models.efficientnet import DIM, EfficientNetLite0
 from mmlab.models.image_checks import check_images
 from mmlab.models.vit import STEMS, VIT_MINI, ViT, ViTConfig
 from mmlab.nn import (
@@ -40,6 +42,7 @@ from mmlab.nn import (
     Grid,
     PostNormBlock,
     init_bert,
+    init_xavier,
     interpolate_positions,
     padding_mask,
     prefix_mask,
@@ -56,7 +59,8 @@ from mmlab.objectives.language_modeling import NextWords, sequence_labels
 from mmlab.objectives.matching import PairMatching, sample_negative_pairs
 
 HEADS = ("contrast", "match", "words", "prefix")
-IMAGE_ENCODERS = ("eva", "clip", "vit")
+INITS = ("normal", "xavier")
+IMAGE_ENCODERS = ("eva", "clip", "vit", "efficientnet")
 LABEL_SMOOTHING = 0.1
 """Of the contrast and of the words."""
 
@@ -71,7 +75,8 @@ class BLIP2Config:
     - ``image_encoder``: ``"eva"``, EVA-CLIP's ViT, whose keys have no bias; ``"clip"``, CLIP's;
       ``"vit"``, a ViT of ours. The first two come without their last norm, and in the published
       sizes without their last block. ``image_size`` to ``stem`` are its sizes, ``activation`` and
-      ``norm_eps`` its own, too; ``stem`` is ``"linear"`` but in a ``"vit"``.
+      ``norm_eps`` its own, too; ``stem`` is ``"linear"`` but in a ``"vit"``. An ``"efficientnet"``,
+      Lite0, has ``dim`` 320 and tokens of ``patch_size`` pixels; the other sizes mean nothing.
     - ``freeze_images``: the image encoder does not learn, and stays in evaluation mode.
     - ``num_queries``: how many vectors the image is boiled down to.
     - ``cross_every``: blocks 0, ``cross_every``, 2 ``cross_every``, … look at the image.
@@ -86,6 +91,8 @@ class BLIP2Config:
       the Q-Former reads no text, and has nothing for it.
     - ``image_norm_eps`` is for the norm after the image encoder, ``text_norm_eps`` for those of the
       Q-Former.
+    - ``init``: matrices of Q-Former and heads start with a spread of 0.02, or with one that grows
+      as the width shrinks (``"xavier"``): 0.02 is for wide models.
 
     A wrong value raises ValueError.
     """
@@ -117,6 +124,7 @@ class BLIP2Config:
     image_norm_eps: float = 1e-5
     text_norm_eps: float = 1e-12
     dropout: float = 0.1
+    init: str = "normal"
 
     def __post_init__(self) -> None:
         check_integers(self, "image_size", "patch_size", "num_channels", "dim", "depth")
@@ -127,6 +135,7 @@ class BLIP2Config:
         check_integers(self, "prefix_dim", minimum=0)
         check_choice(self, "image_encoder", IMAGE_ENCODERS)
         check_choice(self, "activation", tuple(ACTIVATIONS))
+        check_choice(self, "init", INITS)
         check_choice(self, "stem", tuple(STEMS) if self.image_encoder == "vit" else ("linear",))
         check_positive(self, "norm_eps", "image_norm_eps", "text_norm_eps")
         if self.temperature is not None:
@@ -134,6 +143,8 @@ class BLIP2Config:
         check_rates(self, "dropout")
         check_multiple(self, "image_size", "patch_size")
         check_multiple(self, "dim", "num_heads")
+        if self.image_encoder == "efficientnet":
+            check(self.dim == DIM, "dim", self.dim, f"{DIM} with an efficientnet")
         check_multiple(self, "text_dim", "text_num_heads")
         check_heads(self, HEADS, classifier="prefix", size="prefix_dim")
 
@@ -286,10 +297,12 @@ class QFormer(nn.Module):
             for crosses in crossing
         )
         self.blocks = nn.ModuleList(blocks)
-        self._init(config.reads_text)
+        self._init(config.reads_text, config.init)
 
-    def _init(self, reads_text: bool) -> None:
+    def _init(self, reads_text: bool, init: str) -> None:
         self.apply(init_bert)
+        if init == "xavier":
+            self.apply(init_xavier)
         # Zeros, as in transformers, would make all queries one for ever.
         nn.init.normal_(self.queries, std=0.02)
         if not reads_text:
@@ -388,10 +401,20 @@ class BLIP2(nn.Module):
         self.image_norm = nn.LayerNorm(config.dim, eps=config.image_norm_eps)
         self.qformer = QFormer(config)
         self.heads = nn.ModuleDict({name: _HEADS[name](config) for name in config.heads})
+        if config.init == "xavier":
+            self.heads.apply(init_xavier)
         if config.freeze_images:
             freeze(self.image_encoder)
 
     activation_checkpointing = shared_checkpointing("image_encoder", "qformer")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """What the names of the weights that never change begin with.
+
+        Checkpoints of a run leave these out, as the official ones do (LAVIS, ``runner_base.py``).
+        """
+        return ("image_encoder.",) if self.config.freeze_images else ()
 
     def train(self, mode: bool = True) -> BLIP2:
         """As in every module, but a frozen image encoder stays in evaluation mode."""
@@ -421,7 +444,7 @@ class BLIP2(nn.Module):
     ) -> Float[Tensor, "batch image_tokens dim"]:
         """Class token and patches after the image encoder and the norm that learns."""
         check_images(images, self.config.num_channels, self.config.image_size)
-        half = self.image_encoder.position_embedding.dtype
+        half = next(self.image_encoder.parameters()).dtype
         tokens = self.image_encoder.forward_tokens(images.to(half))
         return self.image_norm(tokens.to(self.image_norm.weight.dtype))
 
@@ -536,7 +559,9 @@ class BLIP2(nn.Module):
         EVA's encoder and ``"bicubic_aligned"`` for CLIP's.
         """
         new, encoder = replace(self.config, image_size=image_size), self.image_encoder
-        if isinstance(encoder, ViT):
+        if isinstance(encoder, EfficientNetLite0):
+            pass  # it has no positions, and takes any size
+        elif isinstance(encoder, ViT):
             encoder.resize_positions(image_size, variant)
         else:
             old = encoder.position_embedding
@@ -584,6 +609,34 @@ def freeze(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
+def start_from_vit(model: BLIP2, vit: ViT) -> None:
+    """Give ``model``, whose image encoder is a ViT of ours, the weights of a trained one.
+
+    A classifier it may have is left out. ValueError if the two are of different shapes.
+    """
+    theirs = {key: t for key, t in vit.state_dict().items() if not key.startswith("head.")}
+    own = model.image_encoder.state_dict()
+    if {key: t.shape for key, t in theirs.items()} != {key: t.shape for key, t in own.items()}:
+        raise ValueError("the image encoder of the BLIP-2 and the ViT must have the same shape")
+    model.image_encoder.load_state_dict(theirs)
+
+
+def start_from_blip2(model: BLIP2, pretrained: BLIP2) -> None:
+    """Give ``model`` all that it has in common with a trained BLIP-2, as stage 2 does with stage 1.
+
+    Heads that only one of the two has stay fresh, or are left out, and so does what the Q-Former of
+    ``pretrained`` has for texts where ``model`` reads none. ValueError for any other difference.
+    """
+    theirs, own = pretrained.state_dict(), model.state_dict()
+    fitting = {key for key in own.keys() & theirs.keys() if own[key].shape == theirs[key].shape}
+    spare = [key for key in theirs.keys() - own.keys() if model.config.reads_text]
+    differing = [*(own.keys() - fitting), *(theirs.keys() & own.keys() - fitting), *spare]
+    unfit = sorted(key for key in differing if not key.startswith("heads."))
+    if unfit:
+        raise ValueError(f"the two BLIP-2s must have the same shape; they differ in {unfit[0]!r}")
+    model.load_state_dict(own | {key: theirs[key] for key in fitting})
+
+
 # Image encoders. What BLIP-2 does not need of them is taken away.
 
 
@@ -624,6 +677,7 @@ _IMAGE_ENCODERS = {
     "eva": _eva_encoder,
     "clip": _clip_encoder,
     "vit": lambda config: ViT(_vit_config(config)),
+    "efficientnet": lambda config: EfficientNetLite0(config.patch_size, num_classes=0),
 }
 _HEADS = {
     "contrast": lambda config: ContrastHead(
@@ -670,6 +724,7 @@ BLIP2_MINI = BLIP2Config(
     text_mlp_dim=512,
     embed_dim=64,
     dropout=0.0,
+    init="xavier",
 )
 
 

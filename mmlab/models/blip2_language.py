@@ -40,6 +40,9 @@ class BLIP2Language(nn.Module):
         self.network = network
         self.language_model = freeze(language_model)
 
+    frozen = ("language_model.",)
+    """What the names of the weights that never change begin with (see ``BLIP2.frozen``)."""
+
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether the language model reads and writes with two stacks."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmlab.models.checks import check
 from mmlab.models.vilt import ViLT, ViLTFeatures, ViLTPretraining
+from mmlab.objectives.masked_language import share_masked_loss
 
 
 def vilt_classifier(model: ViLT, num_classes: int, num_images: int = 1) -> ViLT:
@@ -175,9 +176,7 @@ class ViLTLessons(nn.Module):
         for lesson, entries in self._lessons:
             given = {name: batch[entry] for name, entry in entries.items() if entry in batch}
             losses |= lesson.losses(given)
-        if "masked_words" in losses:
-            losses["masked_words"] = losses["masked_words"] * batch["masked_share"]
-        return losses
+        return share_masked_loss(losses, batch)
 
 
 _TEXT = ("input_ids", "attention_mask")

@@ -23,7 +23,12 @@ from mmlab.models.vilt import masked_words_of, mean_shades
 from mmlab.models.vlmo import VLMo, VLMoPaths
 from mmlab.nn import valid_tokens
 from mmlab.objectives.global_contrast import GlobalContrast, gather_own_first, global_contrast
-from mmlab.objectives.masked_language import IGNORED, MaskedTokens, masked_language_loss
+from mmlab.objectives.masked_language import (
+    IGNORED,
+    MaskedTokens,
+    masked_language_loss,
+    share_masked_loss,
+)
 from mmlab.objectives.matching import PairMatching, sample_negative_pairs
 
 STAGES = ("vision", "language", "pairs")
@@ -147,7 +152,8 @@ class VLMoVisionPretraining(nn.Module):
             masked = self._draw(codes) < MASKED_SHARE
         tokens = network.image_paths(images, masked, fused=False).tokens
         labels = torch.where(masked, codes, IGNORED)
-        return {"masked_patches": masked_language_loss(network.code_logits(tokens), labels)}
+        loss = masked_language_loss(network.code_logits(tokens), labels)
+        return share_masked_loss({"masked_patches": loss}, batch)
 
     def _draw(self, like: Tensor) -> Float[Tensor, "batch patches"]:
         own = like.device if self.generator is None else self.generator.device
@@ -204,7 +210,8 @@ class VLMoLanguagePretraining(nn.Module):
         network = self.network
         masked = masked_words_of(batch, self.mask_id, network.config.vocab_size, self.generator)
         tokens = network.text_paths(masked.ids, _valid(batch), fused=False).tokens
-        return {"masked_words": masked_language_loss(network.word_logits(tokens), masked.labels)}
+        loss = masked_language_loss(network.word_logits(tokens), masked.labels)
+        return share_masked_loss({"masked_words": loss}, batch)
 
 
 class VLMoWords(NamedTuple):
@@ -268,14 +275,15 @@ class VLMoPretraining(nn.Module):
         Processes average gradients as ``mmlab.objectives.global_contrast`` says: the contrast's are
         1/W of the true ones, as in the official code.
         """
-        return self.step(batch).losses()
+        return share_masked_loss(self.step(batch).losses(), batch)
 
     def step(self, batch: dict[str, Tensor]) -> VLMoStep:
         """All that ``losses`` computes, in the order of the paper."""
-        images = self.network.image_paths(batch["images"])
-        texts = self.network.text_paths(batch["input_ids"], batch.get("attention_mask"))
-        contrast = self._contrast(images.tokens, texts.tokens, "contrast")
         by_experts = "fusion_contrast" in self.network.heads
+        images = self.network.image_paths(batch["images"], fused=by_experts)
+        valid = batch.get("attention_mask")
+        texts = self.network.text_paths(batch["input_ids"], valid, fused=by_experts)
+        contrast = self._contrast(images.tokens, texts.tokens, "contrast")
         fusion = (
             self._contrast(images.fused, texts.fused, "fusion_contrast") if by_experts else None
         )

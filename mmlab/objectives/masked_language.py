@@ -17,6 +17,8 @@ IGNORED = -100
 """The label of a token that is not to be predicted."""
 
 TO_MASK, TO_RANDOM = 0.8, 0.1
+MASKED_LOSSES = ("masked_words", "masked_patches")
+"""What pretraining modules call the losses that are means over what is masked."""
 
 
 class MaskedTokens(NamedTuple):
@@ -83,6 +85,18 @@ def distilled_masked_language_loss(
     soft = teacher_logits.detach()[asked].softmax(-1)
     distilled = -(soft * logits[asked].log_softmax(-1)).sum() / _count(labels)
     return (1 - alpha) * masked_language_loss(logits, labels) + alpha * distilled
+
+
+def share_masked_loss(losses: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``losses`` with the masked one times ``"masked_share"``, if ``batch`` tells it.
+
+    Processes that share a batch mask unequally many words, yet their losses are averaged. Times its
+    share, how many it has relative to the mean, each process's mean becomes that of all words.
+    """
+    share = batch.get("masked_share")
+    if share is None:
+        return losses
+    return {k: loss * share if k in MASKED_LOSSES else loss for k, loss in losses.items()}
 
 
 def _count(labels: Int64[Tensor, "batch tokens"]) -> Int64[Tensor, ""]:

@@ -17,8 +17,9 @@ from mmlab.datasets.transforms import VIT_MEAN, VIT_STD, normalize
 from mmlab.hub import CheckpointError, create_model, read_checkpoint
 from mmlab.hub.load import saved_config
 from mmlab.models.vilt import ViLT, ViLTFeatures
+from mmlab.models.vlmo import VLMo, VLMoFeatures
 from mmlab.tasks.dual_encoder import other_settings, read_saved_tokenizer
-from mmlab.tasks.retrieval import Retrieval, ranks_of_scores, summarize
+from mmlab.tasks.retrieval import Retrieval, ranks_of_scores, retrieval, summarize
 
 ANSWERS = "mmlab.answers"
 """The key of the answers, a list in JSON, in the metadata of finished weights."""
@@ -30,9 +31,9 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class FusionModel:
-    """``network`` is a ViLT; ``answers`` are the classes of its ``"answer"`` head, if any."""
+    """``network`` is a ViLT or VLMo; ``answers`` the classes of its ``"answer"`` head, if any."""
 
-    network: ViLT
+    network: ViLT | VLMo
     tokenizer: Tokenizer
     answers: tuple[str, ...] = ()
 
@@ -72,6 +73,12 @@ class FusionModel:
         rows = [self._pairs(image.expand(len(ids), -1, -1, -1), ids, score) for image in images]
         return torch.stack(rows)
 
+    def prepared(
+        self, dataset: Scenes, rows: Int64[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Images of a data set as the network takes them; all without ``rows``."""
+        return prepared_images(dataset, rows)
+
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "batch tokens"]:
         """Numbers of the word pieces; what does not fit into the context is cut off.
 
@@ -85,7 +92,7 @@ class FusionModel:
         self.network.head("match")
         return self._match_logit
 
-    def _match_logit(self, features: ViLTFeatures) -> Float[Tensor, " batch"]:
+    def _match_logit(self, features: ViLTFeatures | VLMoFeatures) -> Float[Tensor, " batch"]:
         return self.network.matching_logits(features).diff(dim=1).squeeze(1)
 
     def _pairs(self, images: Tensor, ids: Tensor, read) -> Tensor:
@@ -116,19 +123,18 @@ def load_fusion(name: str, file: str | Path) -> FusionModel:
     tokenizer = read_saved_tokenizer(metadata, file)
     settings = other_settings(name, saved_config(metadata))
     network = create_model(name, pretrained=file, **settings).eval()
-    return FusionModel(network, tokenizer, saved_answers(metadata, network, file))
-
-
-def saved_answers(metadata: dict[str, str], network: ViLT, file: str | Path) -> tuple[str, ...]:
-    """The answers in a file's metadata; CheckpointError unless there are as many as classes."""
-    try:
-        answers = tuple(json.loads(metadata.get(ANSWERS, "[]")))
-    except (ValueError, TypeError):
-        answers = ()
-    wanted = network.config.num_classes
+    answers, wanted = saved_answers(metadata), network.config.num_classes
     if len(answers) != wanted:
         raise CheckpointError(f"{str(file)!r} names {len(answers)} answers for {wanted} classes")
-    return answers
+    return FusionModel(network, tokenizer, answers)
+
+
+def saved_answers(metadata: dict[str, str]) -> tuple[str, ...]:
+    """The answers in a file's metadata; none if it holds none that can be read."""
+    try:
+        return tuple(json.loads(metadata.get(ANSWERS, "[]")))
+    except (ValueError, TypeError):
+        return ()
 
 
 def fusion_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") -> Retrieval:
@@ -146,6 +152,22 @@ def fusion_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") 
         len(images),
         len(texts),
     )
+
+
+@torch.no_grad()
+def feature_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") -> Retrieval:
+    """As ``fusion_retrieval``, by the features that a VLMo makes of images and of texts apart.
+
+    ValueError without a ``"contrast"`` head.
+    """
+    model.network.head("contrast")
+    ids, rows = model.tokens(dataset.captions(language, CAPTION_KIND)), torch.arange(len(dataset))
+    images = [
+        model.network.encode_image(model.prepared(dataset, part).to(model.device)).cpu()
+        for part in rows.split(BATCH_SIZE)
+    ]
+    texts = [model.network.encode_text(p.to(model.device)).cpu() for p in ids.split(BATCH_SIZE)]
+    return retrieval(torch.cat(images), torch.cat(texts), rows, rows)
 
 
 def matching_accuracy(model: FusionModel, dataset: Scenes, language: str = "en") -> float:

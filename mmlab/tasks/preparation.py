@@ -10,10 +10,15 @@ from mmlab.datasets.transforms import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    VIT_MEAN,
+    VIT_STD,
     random_crop,
     resize,
 )
+from mmlab.models.blip2 import BLIP2Config
 from mmlab.models.flip import FLIPConfig
+from mmlab.models.vilt import ViLTConfig
+from mmlab.models.vlmo import VLMoConfig
 
 Channels = tuple[float, float, float]
 
@@ -21,8 +26,14 @@ Channels = tuple[float, float, float]
 def image_statistics(config: object) -> tuple[Channels, Channels]:
     """Mean and deviation that the images of a model are normalised with.
 
-    CLIP's own, which CLIP and most of its heirs take; ImageNet's for FLIP, as in its code.
+    CLIP's own, which CLIP and most of its heirs take; ImageNet's for FLIP, and halves for ViLT and
+    VLMo, as in their codes. Of a BLIP-2 those of its image encoder: halves for a ViT of ours and
+    for an EfficientNet-Lite0, whose code has 127 and 128 of 255.
     """
+    if isinstance(config, BLIP2Config) and config.image_encoder in ("vit", "efficientnet"):
+        return VIT_MEAN, VIT_STD
+    if isinstance(config, ViLTConfig | VLMoConfig):
+        return VIT_MEAN, VIT_STD
     if isinstance(config, FLIPConfig):
         return IMAGENET_MEAN, IMAGENET_STD
     return CLIP_MEAN, CLIP_STD

@@ -13,7 +13,10 @@ from torch import Tensor
 from mmlab import datasets
 from mmlab.datasets import Scenes
 from mmlab.datasets.example import Question
-from mmlab.tasks.fusion import BATCH_SIZE, FusionModel, prepared_images
+from mmlab.tasks.fusion import BATCH_SIZE, FusionModel
+from mmlab.tasks.reranking import Reranker
+
+Answerer = FusionModel | Reranker
 
 NUM_GUESSED_FROM = 2000
 """How many training scenes the guesses are counted in."""
@@ -37,7 +40,7 @@ class Answered:
     num_images: int
 
 
-def answer_questions(model: FusionModel, dataset: Scenes, language: str = "en") -> Answered:
+def answer_questions(model: Answerer, dataset: Scenes, language: str = "en") -> Answered:
     """Ask everything that is asked about the scenes of a data set.
 
     ValueError if the model has no ``"answer"`` head.
@@ -60,12 +63,15 @@ def answer_questions(model: FusionModel, dataset: Scenes, language: str = "en") 
 
 
 def _is_right(
-    model: FusionModel, dataset: Scenes, asked: Sequence[Question], rows: Int64[Tensor, " num"]
+    model: Answerer,
+    dataset: Scenes,
+    asked: Sequence[Question],
+    rows: Int64[Tensor, " num"],
 ) -> Bool[Tensor, " num"]:
     """Whether each question, asked of image ``rows[i]``, gets the answer it should."""
     places = []
     for part in torch.arange(len(rows)).split(BATCH_SIZE):
-        images = prepared_images(dataset, rows[part])
+        images = model.prepared(dataset, rows[part])
         texts = [asked[i].text for i in part.tolist()]
         places += model.answer(images, texts).argmax(-1).tolist()
     said = zip(places, asked, strict=True)

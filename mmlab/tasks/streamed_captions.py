@@ -22,7 +22,9 @@ CAPTIONS_TO_LEARN_FROM = 100_000
 class StreamedCaptions:
     """Makes batches of what comes out of ``shards``; ``statistics`` are the images' normalisation.
 
-    Nothing here depends on how many processes read: each gets batches of shards of its own.
+    With ``ends=False`` captions have no [SEP]; with ``whole_words`` a batch tells by ``"word_ids"``
+    which pieces are of one word. Nothing here depends on how many processes read:
+    each gets batches of shards of its own.
     """
 
     shards: tuple[str, ...]
@@ -30,6 +32,8 @@ class StreamedCaptions:
     image_size: int
     context_length: int
     statistics: tuple[Channels, Channels]
+    ends: bool = True
+    whole_words: bool = False
 
     def collate(self, examples: Iterable[Example], draws: Generator) -> dict[str, Tensor]:
         """``{"images", "input_ids"}``: a random square of each picture, and the caption drawn.
@@ -41,8 +45,11 @@ class StreamedCaptions:
         for example in examples:
             images.append(random_square(example.image, self.image_size, draws))
             texts.append(example.captions[0].text)
-        ids = self.tokenizer(texts, self.context_length, allow_empty=True).input_ids
-        return {"images": normalize(torch.stack(images), *self.statistics), "input_ids": ids}
+        settings = {"allow_empty": True, "add_last": self.ends}
+        words = self.tokenizer(texts, self.context_length, **settings)
+        made = {"images": normalize(torch.stack(images), *self.statistics)}
+        made["input_ids"] = words.input_ids
+        return made | ({"word_ids": words.word_ids} if self.whole_words else {})
 
 
 def learn_tokenizer(shards: Sequence[str], vocab_size: int, seed: int = 0) -> Tokenizer:

@@ -7,7 +7,9 @@ A checkpoint is a folder ``step-00000300``:
 - ``state.pt``: the step, the optimiser, what only the pretraining module has (queues …), and where
   a stream of data stands, for each process.
 
-The rate, the order of other data and all random numbers are functions of seed and step.
+The rate, the order of other data and all random numbers are functions of seed and step. What a
+module or its network names in ``frozen`` never changes, and a large frozen model would fill the
+disk: it is left out, but for a digest that tells whether a resumed run has the same.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from mmlab.hub import CheckpointError, read_checkpoint, save
-from mmlab.hub.files import atomic_path
+from mmlab.hub.files import atomic_path, weights_digest
 from mmlab.training.loop import TrainingState
 
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
@@ -60,10 +62,15 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
     """Set ``state`` to what ``save_checkpoint`` wrote; CheckpointError if it does not fit."""
     try:
         saved = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        if saved.get("frozen", "") != _frozen_digest(state):
+            raise CheckpointError(
+                f"checkpoint {str(checkpoint)!r} was trained with other frozen weights than the "
+                "recipe gives now"
+            )
         _load_network(state.model.network, checkpoint / WEIGHTS)
         if state.average is not None:
             _load_network(state.average, checkpoint / AVERAGE)
-        state.model.load_state_dict(_own_tensors(state.model, network=True) | saved["own"])
+        state.model.load_state_dict(_other_tensors(state.model) | saved["own"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.step = saved["step"]
         state.positions = saved.get("positions", [])
@@ -89,24 +96,51 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(state: TrainingState, folder: Path) -> None:
-    save(state.model.network, folder / WEIGHTS, metadata=state.metadata)
+    network, given = state.model.network, {"metadata": state.metadata}
+    save(network, folder / WEIGHTS, without=_frozen(network), **given)
     if state.average is not None:
-        save(state.average, folder / AVERAGE, metadata=state.metadata)
-    own = _own_tensors(state.model, network=False)
-    rest = {"step": state.step, "optimizer": state.optimizer.state_dict(), "own": own}
+        save(state.average, folder / AVERAGE, without=_frozen(network), **given)
+    rest = {
+        "step": state.step,
+        "optimizer": state.optimizer.state_dict(),
+        "own": _own_tensors(state.model),
+        "frozen": _frozen_digest(state),
+    }
     torch.save(rest | {"positions": state.positions}, folder / STATE)
     for path in folder.iterdir():
         _force_to_disk(path)
     _force_to_disk(folder)
 
 
-def _own_tensors(model: nn.Module, network: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a pretraining module that belong to its network, or those that do not."""
-    return {k: t for k, t in model.state_dict().items() if k.startswith(_NETWORK) == network}
+def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a pretraining module that are neither its network's nor frozen."""
+    others = (_NETWORK, *_frozen(model))
+    return {k: t for k, t in model.state_dict().items() if not k.startswith(others)}
+
+
+def _other_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    own = _own_tensors(model)
+    return {key: tensor for key, tensor in model.state_dict().items() if key not in own}
+
+
+def _frozen(module: nn.Module) -> tuple[str, ...]:
+    """What the names of its weights that never change begin with."""
+    return getattr(module, "frozen", ())
+
+
+def _frozen_digest(state: TrainingState) -> str:
+    """A fingerprint of all frozen weights; empty where there are none."""
+    if state.frozen is None:
+        model = state.model
+        frozen = (*_frozen(model), *(_NETWORK + name for name in _frozen(model.network)))
+        tensors = {k: t for k, t in model.state_dict().items() if k.startswith(frozen)}
+        state.frozen = weights_digest(tensors) if tensors else ""
+    return state.frozen
 
 
 def _load_network(network: nn.Module, path: Path) -> None:
-    network.load_state_dict(read_checkpoint(path).tensors)
+    frozen = {k: t for k, t in network.state_dict().items() if k.startswith(_frozen(network))}
+    network.load_state_dict(frozen | read_checkpoint(path).tensors)
 
 
 def _delete(checkpoint: Path) -> None:

@@ -10,16 +10,29 @@ from mmlab import datasets
 from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.emoji import LANGUAGES
 from mmlab.tasks.classification import accuracy, emoji_images, scene_images
+from mmlab.tasks.describing import describe_well
 from mmlab.tasks.dual_encoder import dataset_retrieval, dataset_zero_shot
-from mmlab.tasks.fusion import FusionModel, fusion_retrieval, load_fusion, matching_accuracy
+from mmlab.tasks.fusion import (
+    FusionModel,
+    feature_retrieval,
+    fusion_retrieval,
+    load_fusion,
+    matching_accuracy,
+)
+from mmlab.tasks.query_captions import Describer
 from mmlab.tasks.questions import answer_questions
+from mmlab.tasks.reranking import Reranker, load_reranker, scene_figures
 from mmlab.tasks.zero_shot import TEMPLATES
+from mmlab.training.blip2_system import load_speaker, load_trained, saved_tokenizer
 from mmlab.training.recipe import Recipe, check_known
 from mmlab.training.run import device, load_encoder, load_network
-from mmlab.training.systems import image_size
+from mmlab.training.system import image_size
 
 Choice = dict[str, object]
 Figures = dict[str, object]
+Model = FusionModel | Reranker | Describer
+RERANKED = ("albef", "blip")
+"""Systems whose matching head ranks what their features have found."""
 
 HELD_OUT = "held_out"
 """The split of scenes with combinations of color and shape that no training scene shows."""
@@ -31,8 +44,13 @@ CHOICES: dict[str, Choice] = {
 """What can be chosen of the images of each data set, with the usual choice."""
 
 
-FEWER: dict[tuple[str, str], Choice] = {("vilt", "retrieval"): {"num_images": 100}}
-"""The usual choice for a system and a task where it is another: each pair is a forward pass."""
+FEWER: dict[tuple[str, str], Choice] = {
+    ("vilt", "retrieval"): {"num_images": 100},
+    ("blip2", "retrieval"): {"num_images": 100},
+    ("blip2", "captioning"): {"num_images": 100},
+}
+"""The usual choice for a system and a task where it is another: there each pair, or each word that
+is written, is a forward pass."""
 
 
 def choose(data: str, chosen: Choice, system: str = "", task: str = "") -> Choice:
@@ -52,6 +70,12 @@ def tasks_of(system: str) -> tuple[str, ...]:
     return tuple(_TASKS[system])
 
 
+def usual_task(recipe: Recipe) -> str:
+    """What the model of a recipe is measured by; stage 2 of a BLIP-2 only writes."""
+    writes = bool(recipe.pretraining.get("language_model"))
+    return "captioning" if writes else tasks_of(recipe.system)[0]
+
+
 def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: str) -> Figures:
     """The figures of a task for the model of ``recipe`` with these weights.
 
@@ -62,8 +86,9 @@ def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: s
         raise ValueError("--language means nothing for classification, which reads no captions")
     if task in ("retrieval", "vqa") and recipe.target:
         raise ValueError(f"--target means nothing for {task}, which reads the captions")
-    if recipe.system == "vilt" and language != "en":
-        raise ValueError("--language must be en for a vilt, which learns from English texts")
+    if recipe.system not in _MANY_LANGUAGES and language != "en":
+        who = f"a {recipe.system}, which learns from English texts"
+        raise ValueError(f"--language must be en for {who}")
     return _TASKS[recipe.system][task](recipe, weights, where, language)
 
 
@@ -93,7 +118,7 @@ def _zero_shot(recipe: Recipe, weights: Path, where: Choice, language: str) -> F
 
 
 def _questions(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
-    def figures(model: FusionModel, images: Scenes) -> Figures:
+    def figures(model: Model, images: Scenes) -> Figures:
         return asdict(answer_questions(model, images, language))
 
     return _beside_held_out(recipe, weights, where, figures)
@@ -114,12 +139,52 @@ def joint_figures(model: FusionModel, images: Scenes, language: str = "en") -> F
     return figures
 
 
+def _dual_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: FusionModel, images: Scenes) -> Figures:
+        found = feature_retrieval(model, images, language).figures()
+        return {**found, "matching_accuracy": matching_accuracy(model, images, language)}
+
+    return _beside_held_out(recipe, weights, where, figures)
+
+
+def _reranked_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: Reranker, images: Scenes) -> Figures:
+        return scene_figures(model, images, language)
+
+    return _beside_held_out(recipe, weights, where, figures)
+
+
+def _query_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def load(name: str, file: Path) -> Reranker:
+        network = load_trained(recipe, file)
+        network.head("contrast")
+        return Reranker(network, saved_tokenizer(file))
+
+    return _beside_held_out(recipe, weights, where, scene_figures, load)
+
+
+def _captioning(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def load(name: str, file: Path) -> Describer:
+        words = load_speaker(recipe, file) or saved_tokenizer(file)
+        return Describer(load_trained(recipe, file), words)
+
+    def figures(model: Describer, images: Scenes) -> Figures:
+        return asdict(describe_well(model.describe(images), images))
+
+    return _beside_held_out(recipe, weights, where, figures, load)
+
+
 def _beside_held_out(
-    recipe: Recipe, weights: Path, where: Choice, figures: Callable[[FusionModel, Scenes], Figures]
+    recipe: Recipe,
+    weights: Path,
+    where: Choice,
+    figures: Callable[[Model, Scenes], Figures],
+    load: Callable[[str, Path], Model] | None = None,
 ) -> Figures:
     """The figures of the images asked for, and beside them those of combinations never seen."""
     check_known("data to measure on", recipe.data, ("scenes",))
-    model = load_fusion(recipe.model_name, weights)
+    load = load or (load_reranker if recipe.system in RERANKED else load_fusion)
+    model = load(recipe.model_name, weights)
     model.network.to(device())
     found = figures(model, _images(recipe, where))
     if where["split"] == HELD_OUT:
@@ -134,11 +199,17 @@ def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scen
     return datasets.scenes(where["num_images"], where["split"], size, seed=where["seed"])
 
 
+_MANY_LANGUAGES = ("vit", "clip", "flip")
 _Task = Callable[[Recipe, Path, Choice, str], Figures]
 _CONTRAST: dict[str, _Task] = {"retrieval": _retrieval, "zero-shot": _zero_shot}
+_RERANKED: dict[str, _Task] = {"retrieval": _reranked_retrieval, "vqa": _questions}
 _TASKS: dict[str, dict[str, _Task]] = {
     "vit": {"classification": _classification},
     "clip": _CONTRAST,
     "flip": _CONTRAST,
     "vilt": {"retrieval": _joint_retrieval, "vqa": _questions},
+    "albef": _RERANKED,
+    "blip": _RERANKED,
+    "vlmo": {"retrieval": _dual_retrieval, "vqa": _questions},
+    "blip2": {"retrieval": _query_retrieval, "captioning": _captioning},
 }

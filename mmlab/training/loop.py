@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from mmlab.datasets.shards import State
 from mmlab.training.batches import Batches, StreamedBatches
 from mmlab.training.ema import make_average, update_average
-from mmlab.training.optim import make_optimizer
+from mmlab.training.optim import Rule, decays, make_optimizer
 from mmlab.training.recipe import Recipe
 from mmlab.training.schedules import rate_factor, set_rate
 from mmlab.training.seeds import seed_everything
@@ -40,6 +40,7 @@ class TrainingState:
 
     ``positions`` says where the batches of each process stand, as of the last checkpoint.
     ``metadata`` does not change: it is what the weights need beside themselves, for their file.
+    Neither does ``frozen``, the fingerprint of weights that do not learn, once it is known.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class TrainingState:
     step: int = 0
     positions: list[State] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    frozen: str | None = None
 
 
 class Losses(nn.Module):
@@ -62,14 +64,16 @@ class Losses(nn.Module):
         return self.model.losses(batch)
 
 
-def make_state(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> TrainingState:
-    """The state before the first step, on the device of this process."""
+def make_state(
+    model: nn.Module, recipe: Recipe, accelerator: Accelerator, rule: Rule = decays
+) -> TrainingState:
+    """The state before the first step, on the device of this process; ``rule`` is for the decay."""
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Batch norms that see the whole batch; PyTorch has them for GPUs only.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     betas = (0.9, recipe.beta2)
-    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, betas, recipe.eps)
+    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, betas, recipe.eps, rule)
     average = make_average(model.network) if recipe.ema_decay else None
     return TrainingState(model, optimizer, average)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmlab.models.checks import check, check_integers, check_rates
 
-SYSTEMS = ("vit", "clip", "flip", "vilt")
+SYSTEMS = ("vit", "clip", "flip", "vilt", "albef", "blip", "blip2", "vlmo")
 DATA = ("emoji", "scenes", "shards")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16")
@@ -32,9 +32,13 @@ class Recipe:
     - ``tokenizer``: the file with the vocabulary for captions (see
       ``mmlab.datasets.tokenizer.read_tokenizer``); empty learns one from the captions.
     - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``. The ``heads``
-      of a ViLT say what it learns.
+      of a ViLT say what it learns, and so do those of a VLMo (``mmlab.training.vlmo_system``); an
+      ALBEF or BLIP with ``"answers"`` alone learns from questions.
+    - ``pretraining``: settings of the pretraining module, for systems that have some, as
+      ``{"queue_size": 1024}`` (``mmlab.training.momentum_systems``, ``…blip2_system``).
     - ``start``: a file of weights to begin with; empty begins afresh. A ViLT begins with a ViLT,
-      whose fitting heads it keeps, or its trunk with a ViT.
+      whose fitting heads it keeps, or its trunk with a ViT; an ALBEF, BLIP or VLMo with one of its
+      own; a BLIP-2 too, or its frozen image encoder with a ViT (empty: with the one of mmlab).
     - ``batch_size``: images a step, over all processes together.
     - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule``.
     - ``beta2``, ``eps``: AdamW's; the CLIP paper takes 0.98 and 1e-6 for its transformers.
@@ -56,6 +60,7 @@ class Recipe:
     buffer: int = 1000
     tokenizer: str = ""
     model: Mapping[str, object] = field(default_factory=dict)
+    pretraining: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
     steps: int = 300
     batch_size: int = 64
@@ -75,7 +80,8 @@ class Recipe:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", _without_lists(self.model))
+        for name in ("model", "pretraining"):
+            object.__setattr__(self, name, _without_lists(getattr(self, name)))
         for name, choices in _CHOICES.items():
             check_known(name, getattr(self, name), choices)
         check_integers(self, "num_images", "steps", "batch_size", "checkpoint_every", "keep")
@@ -98,9 +104,9 @@ class Recipe:
         return f"{self.system}-{self.size}"
 
 
-def _without_lists(model: Mapping[str, object]) -> dict[str, object]:
+def _without_lists(settings: Mapping[str, object]) -> dict[str, object]:
     """YAML has no tuples, and a configuration no lists."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in model.items()}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
 
 
 _CHOICES = {"system": SYSTEMS, "data": DATA, "schedule": SCHEDULES, "precision": PRECISIONS}
@@ -119,7 +125,7 @@ def to_recipe(settings: Mapping[str, object]) -> Recipe:
     known = asdict(Recipe())
     for name in settings:
         check_known("recipe key", str(name), tuple(known))
-    return Recipe(**{name: _typed(name, v, known[name]) for name, v in settings.items()})
+    return Recipe(**{name: typed(name, v, known[name]) for name, v in settings.items()})
 
 
 _WANTED = {
@@ -127,11 +133,11 @@ _WANTED = {
     float: "a number",
     str: "a text",
     tuple: "a text, or a list of texts",
-    dict: "fields of the configuration with their values",
+    dict: "names with their values",
 }
 
 
-def _typed(name: str, value: object, default: object) -> object:
+def typed(name: str, value: object, default: object) -> object:
     """``value`` as the type of ``default``; ValueError if it is of another."""
     kind = type(default)
     if kind is float:
@@ -193,5 +199,5 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML; ``read_recipe`` gives it back."""
     import yaml
 
-    settings = asdict(recipe) | {"model": dict(recipe.model)}
+    settings = asdict(recipe)
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

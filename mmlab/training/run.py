@@ -36,7 +36,8 @@ from mmlab.training.checkpoints import (
 from mmlab.training.loop import Figures, TrainingError, TrainingState, make_state, train
 from mmlab.training.recipe import Recipe, parse_recipe, read_recipe, recipe_text
 from mmlab.training.seeds import seed_everything
-from mmlab.training.systems import SYSTEMS, overrides
+from mmlab.training.system import overrides, pretraining_settings
+from mmlab.training.systems import SYSTEMS
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 SKIPPED = "skipped.json"
@@ -60,8 +61,9 @@ def run(
     accelerator = _make_accelerator(recipe.precision)
     data = training_data(recipe)
     batches = make_batches(data, recipe, accelerator)
-    state = make_state(new_model(recipe, data), recipe, accelerator)
-    state.metadata = {RECIPE: recipe_text(recipe), **SYSTEMS[recipe.system].metadata(data)}
+    system = SYSTEMS[recipe.system]
+    state = make_state(new_model(recipe, data), recipe, accelerator, system.decays)
+    state.metadata = {RECIPE: recipe_text(recipe), **system.metadata(data)}
     check_folder(folder, recipe, resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -99,8 +101,10 @@ def new_model(recipe: Recipe, data: TrainingData | StreamedData) -> nn.Module:
 
 
 def training_data(recipe: Recipe) -> TrainingData | StreamedData:
-    """What a recipe trains on."""
-    return SYSTEMS[recipe.system].data(recipe)
+    """What a recipe trains on. ValueError if the recipe asks for what its system has not."""
+    system = SYSTEMS[recipe.system]
+    pretraining_settings(recipe, system.settings)
+    return system.data(recipe)
 
 
 def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:

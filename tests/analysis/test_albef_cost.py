@@ -42,7 +42,7 @@ def test_a_step_has_the_flops_pytorch_counts():
         "images": torch.randn(batch, 3, 64, 64),
         "input_ids": ids,
         "masked_ids": ids,
-        "masked_labels": labels,
+        "labels": labels,
     }
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         module.losses(given)
@@ -80,4 +80,4 @@ def test_the_recipe_says_what_it_costs():
     ) in told
     assert f"each device takes {cost.pairs_per_second:,.0f} pairs a second" in told
     epoch = steps_for(recipe["num_images"], 1, recipe["batch_size"])
-    assert f"ramp_steps={epoch}" in told
+    assert recipe["pretraining"]["ramp_steps"] == epoch

@@ -325,7 +325,7 @@ def test_words_are_masked_but_never_special_tokens():
 def test_a_batch_without_masked_words_has_a_loss_of_zero():
     batch = batch_of()
     nothing = {"masked_ids": batch["input_ids"]}
-    nothing["masked_labels"] = torch.full_like(batch["input_ids"], -100)
+    nothing["labels"] = torch.full_like(batch["input_ids"], -100)
     losses = pretraining().losses(batch | nothing)
     assert losses["masked_words"] == 0
     losses["masked_words"].backward()
@@ -379,7 +379,7 @@ def test_one_step_of_learning_lowers_the_loss():
         "negative_images": fixed.matching.negative_images,
         "negative_texts": fixed.matching.negative_texts,
         "masked_ids": fixed.words.masked.ids,
-        "masked_labels": fixed.words.masked.labels,
+        "labels": fixed.words.masked.labels,
     }
     optimizer = torch.optim.Adam(module.network.parameters(), lr=1e-3)
     totals = []

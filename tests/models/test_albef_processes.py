@@ -30,7 +30,7 @@ def batch_of(step):
         "negative_images": other,
         "negative_texts": other,
         "masked_ids": ids.masked_fill(labels != -100, 3),
-        "masked_labels": labels,
+        "labels": labels,
         "image_ids": torch.randint(5, (6,), generator=generator),
     }
 

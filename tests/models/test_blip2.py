@@ -15,6 +15,8 @@ from mmlab.models.blip2 import (
     bidirectional_mask,
     multimodal_causal_mask,
     query_similarity,
+    start_from_blip2,
+    start_from_vit,
     unimodal_mask,
 )
 from mmlab.models.vit import VIT_MINI, ViT
@@ -195,6 +197,97 @@ def test_the_mini_takes_the_weights_of_the_mini_vit():
     model.image_encoder.load_state_dict(vit.state_dict())
     assert model.config.decoder_id == 299
     assert count_parameters(model, trainable_only=True) < 2_000_000
+
+
+# What a model starts with, and what is frozen
+
+
+def test_the_image_encoder_starts_from_a_vit():
+    sizes = {name: getattr(VIT_MINI, name) for name in ("image_size", "patch_size", "stem")}
+    torch.manual_seed(1)
+    vit = perturb(ViT(VIT_MINI))
+    model = create_model("blip2-mini", vocab_size=50)
+    start_from_vit(model, vit)
+    images = torch.randn(2, 3, sizes["image_size"], sizes["image_size"])
+    theirs = vit.eval().forward_tokens(images)
+    torch.testing.assert_close(model.image_encoder.forward_tokens(images), theirs)
+    assert not any(p.requires_grad for p in model.image_encoder.parameters())
+    with pytest.raises(ValueError, match="must have the same shape"):
+        start_from_vit(build(), vit)
+
+
+def test_stage_2_starts_from_stage_1():
+    first = perturb(build())
+    second = build(seed=5, heads=("prefix",), prefix_dim=6)
+    fresh = second.state_dict()["heads.prefix.weight"].clone()
+    start_from_blip2(second, first)
+    images = batch_of()["images"]
+    left, right = (m.qformer.look(m.image_tokens(images)).tokens for m in (first, second))
+    torch.testing.assert_close(left, right)
+    assert torch.equal(second.heads["prefix"].weight, fresh)
+
+
+def test_a_head_that_both_have_is_kept():
+    first, second = perturb(build()), build(seed=5, heads=("match",))
+    start_from_blip2(second, first)
+    assert torch.equal(second.heads["match"].weight, first.heads["match"].weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_queries": 3}, "qformer.queries"),
+        ({"vocab_size": 60}, "qformer.embeddings.word_embedding.weight"),
+        ({"text_depth": 5}, "qformer.blocks.4."),
+    ],
+)
+def test_a_blip2_of_another_shape_is_no_start(changes, name):
+    for one, other in ((build(), build(**changes)), (build(**changes), build())):
+        with pytest.raises(ValueError, match=f"they differ in '{name}"):
+            start_from_blip2(one, other)
+
+
+def test_stage_1_cannot_start_from_stage_2():
+    with pytest.raises(ValueError, match="they differ in"):
+        start_from_blip2(build(), build(heads=("prefix",), prefix_dim=6))
+
+
+def test_narrow_models_start_with_a_larger_spread():
+    assert blip2.BLIP2_G_14.init == "normal" and blip2.BLIP2_MINI.init == "xavier"
+    published, narrow = build(), build(init="xavier")
+    for model, spread in ((published, 0.02), (narrow, (2 / (24 + 36)) ** 0.5)):
+        mlp = model.qformer.blocks[0].mlp.fc1.weight
+        assert mlp.std().item() == pytest.approx(spread, rel=0.15)
+        assert torch.equal(model.qformer.blocks[0].query_mlp.fc1.weight, mlp)
+        assert model.qformer.queries.std().item() == pytest.approx(0.02, rel=0.2)
+        first, second = model.qformer.queries[0, :2]
+        assert not torch.equal(first, second)
+    assert narrow.heads["match"].weight.std() > 2 * published.heads["match"].weight.std()
+    with pytest.raises(ValueError, match="init must be one of 'normal', 'xavier', got 'zeros'"):
+        build(init="zeros")
+
+
+def test_what_is_frozen_is_named():
+    model = build()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(model.frozen)}
+    assert frozen and build(freeze_images=False).frozen == ()
+
+
+def test_an_efficientnet_may_be_the_image_encoder():
+    model = build(image_encoder="efficientnet", dim=320, image_size=48, patch_size=16)
+    images = torch.randn(2, 3, 48, 48)
+    assert model.image_tokens(images).shape == (2, 9, 320)
+    assert model.encode_image(images).shape == (2, QUERIES, 8)
+    statistics = [b for n, b in model.image_encoder.named_buffers() if n.endswith("running_mean")]
+    before = [b.clone() for b in statistics]
+    model.train().image_tokens(images)
+    assert all(torch.equal(a, b) for a, b in zip(before, statistics, strict=True))
+    assert model.resize_positions(64).encode_image(torch.randn(1, 3, 64, 64)).shape[1] == QUERIES
+    model.image_encoder.bfloat16()
+    assert model.image_tokens(torch.randn(2, 3, 64, 64)).dtype == torch.float32
+    with pytest.raises(ValueError, match="dim must be 320 with an efficientnet, got 24"):
+        build(image_encoder="efficientnet", dim=24, patch_size=8)
 
 
 # The three masks

@@ -10,6 +10,7 @@ from mmlab.objectives.masked_language import (
     distilled_masked_language_loss,
     mask_tokens,
     masked_language_loss,
+    share_masked_loss,
 )
 
 MASK, VOCAB = 4, 1000
@@ -149,3 +150,13 @@ def test_the_last_output_and_the_first_token_take_no_part():
     torch.testing.assert_close(
         language_modeling_loss(logits, labels), language_modeling_loss(logits, changed)
     )
+
+
+def test_the_loss_of_a_share_counts_by_what_is_masked_in_it():
+    losses = {"masked_words": torch.tensor(2.0), "matching": torch.tensor(3.0)}
+    assert share_masked_loss(losses, {}) is losses
+    shared = share_masked_loss(losses, {"masked_share": torch.tensor(1.5)})
+    assert {name: loss.item() for name, loss in shared.items()} == {
+        "masked_words": 3.0,
+        "matching": 3.0,
+    }

@@ -63,7 +63,7 @@ def recorded_batch(step):
         "negative_images": drawn["neg_image_idx"],
         "negative_texts": drawn["neg_text_idx"],
         "masked_ids": drawn["mlm_input_ids"],
-        "masked_labels": drawn["mlm_labels"],
+        "labels": drawn["mlm_labels"],
     }
 
 

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmlab import datasets
 from mmlab.datasets.transforms import VIT_MEAN, VIT_STD, denormalize, to_uint8
 from mmlab.objectives.masked_language import IGNORED
-from mmlab.tasks.paired_scenes import ANSWERS, FALSE_TEXTS, paired_scenes
+from mmlab.tasks.paired_scenes import ANSWERS, FALSE_TEXTS, paired_scenes, with_tokens
 
 HEADS = ("words", "match", "answer", "rank")
 NUM, SIZE, CONTEXT = 60, 32, 40
@@ -148,3 +150,62 @@ def test_answers_do_not_depend_on_what_was_drawn(data):
 def test_one_scene_has_no_false_pair():
     with pytest.raises(ValueError, match="num_images must be at least 2, for false pairs, got 1"):
         paired_scenes(SIZE, CONTEXT, 1, HEADS)
+
+
+def test_captions_alone_are_not_masked_and_texts_alone_have_no_images(data):
+    rows = torch.arange(8)
+    captions = draw(replace(data, heads=("captions",)), rows)
+    assert captions.keys() == {"images", "input_ids", "attention_mask"}
+    words = draw(replace(data, heads=("words",)), rows)
+    assert words.keys() == {"input_ids", "attention_mask", "masked_ids", "labels", "masked_share"}
+    assert torch.equal(words["input_ids"], captions["input_ids"])
+
+
+def test_without_an_end_every_word_may_be_masked():
+    data = paired_scenes(SIZE, CONTEXT, NUM, ("words",), ends=False, whole_words=False)
+    asked = set()
+    for seed in range(20):
+        batch = draw(data, torch.arange(NUM), seed=seed)
+        ids, valid = batch["input_ids"], batch["attention_mask"]
+        assert data.tokenizer.sep_id not in ids
+        last = valid.sum(1) - 1
+        asked |= set((batch["labels"].gather(1, last[:, None]) != IGNORED).flatten().tolist())
+        assert (batch["labels"][:, 0] == IGNORED).all() and (batch["labels"][~valid] == -100).all()
+    assert asked == {True, False}
+
+
+def test_hidden_patches_are_alike_for_all_processes(data):
+    images = replace(data, heads=("patches",), num_patches=50)
+    rows = torch.arange(40)
+    whole, half = draw(images, rows), draw(images, rows, slice(20, 40))
+    assert whole.keys() == {"images", "masked_patches", "masked_share"}
+    assert torch.equal(half["masked_patches"], whole["masked_patches"][20:])
+    assert whole["masked_patches"].float().mean().item() == pytest.approx(0.4, abs=0.05)
+    expected = half["masked_patches"].float().mean() / whole["masked_patches"].float().mean()
+    torch.testing.assert_close(half["masked_share"], expected)
+
+
+def test_answers_to_be_written_are_those_of_the_questions():
+    data = paired_scenes(SIZE, CONTEXT, NUM, (), spells_answers=True)
+    rows, heads = torch.arange(30), ("answer",)
+    asked = draw(replace(data, heads=heads), rows)
+    written = draw(replace(data, heads=("answers",)), rows)
+    assert torch.equal(written["input_ids"], asked["question_ids"])
+    assert torch.equal(written["scores"], asked["scores"])
+    answers = [data.answers[place] for place in asked["scores"].argmax(1).tolist()]
+    assert texts(data, written["answer_ids"]) == answers
+    assert len(data.tokenizer(ANSWERS).input_ids.unique(dim=0)) == len(ANSWERS)
+    assert torch.equal(written["question_of"], rows) and (written["weights"] == 1).all()
+
+
+def test_extra_tokens_come_last_and_once(data):
+    more = with_tokens(data.tokenizer, ("[DEC]", "[ENC]"))
+    assert more.vocab_size == data.tokenizer.vocab_size + 2
+    assert [more.token_id(t) for t in ("[DEC]", "[ENC]")] == [
+        more.vocab_size - 2,
+        more.vocab_size - 1,
+    ]
+    assert with_tokens(more, ("[DEC]", "[ENC]")) is more
+    assert with_tokens(data.tokenizer, ()) is data.tokenizer
+    with pytest.raises(ValueError, match="special tokens must be new"):
+        with_tokens(more, ("[DEC]",))

@@ -1,10 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mmlab.datasets.tokenizer import train_wordpiece
 from mmlab.models.albef import ALBEF
 from mmlab.models.blip import BLIP
 from mmlab.models.blip2 import BLIP2
-from mmlab.tasks.reranking import NO_CANDIDATE, rerank, reranked_retrieval, reranked_scores
+from mmlab.tasks.reranking import (
+    NO_CANDIDATE,
+    Reranker,
+    rerank,
+    reranked_retrieval,
+    reranked_scores,
+)
 from mmlab.tasks.retrieval import ranks_of_scores
 from tests.models.tiny import TINY_ALBEF, TINY_BLIP, TINY_BLIP2
 
@@ -65,3 +74,34 @@ def test_scores_are_the_matching_heads(kind, config, weight):
     ranks = ranks_of_scores(to_texts, image_ids[:, None] == text_ids)
     assert result.image_to_text.recall[1] == (ranks == 1).float().mean().item()
     assert result.num_texts == 5
+
+
+ANSWERS = ("yes", "no", "two red", "two blue", "no two")
+
+
+@pytest.mark.parametrize(("kind", "config"), [(ALBEF, TINY_ALBEF), (BLIP, TINY_BLIP)])
+def test_answers_are_as_likely_as_they_are_written(kind, config):
+    """Each answer's words, one after the other, by the decoder alone."""
+    tokenizer = train_wordpiece(["is it yes no two red blue"], 60, min_count=1)
+    tokenizer = tokenizer.add_special_tokens("[DEC]", "[ENC]")
+    torch.manual_seed(0)
+    network = kind(replace(config, heads=("answers",), vocab_size=tokenizer.vocab_size)).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    model = Reranker(network, tokenizer, ANSWERS)
+    images, questions = torch.randn(3, 3, 16, 16), ["is it red", "is it two", "is it"]
+    found = model.answer(images, questions)
+    assert found.shape == (3, 5)
+    for row, question in enumerate(questions):
+        ids = tokenizer([question], add_last=kind is BLIP).input_ids
+        features = network(ids, images[[row]])
+        read = features.fused if kind is ALBEF else features.grounded
+        likelihoods = []
+        for answer in ANSWERS:
+            written = tokenizer([answer]).input_ids
+            logits = network.answer_logits(written, read, torch.ones_like(ids).bool())
+            words = logits.log_softmax(-1)[0, :-1]
+            likelihoods.append(words.gather(1, written[0, 1:, None]).sum())
+        torch.testing.assert_close(found[row], torch.stack(likelihoods).softmax(0))
+    with pytest.raises(ValueError, match="no 'answers' head"):
+        Reranker(kind(config), tokenizer).answer(images, questions)

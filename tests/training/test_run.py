@@ -20,8 +20,16 @@ from mmlab.training.run import (
     training_data,
     weights_file,
 )
-from mmlab.training.systems import image_size
-from tests.training.tiny import PAIR, TINY, TINY_CLIP, TINY_VILT, start, write_recipe
+from mmlab.training.system import image_size
+from tests.training.tiny import (
+    PAIR,
+    TINY,
+    TINY_CLIP,
+    TINY_VILT,
+    TINY_VLMO,
+    start,
+    write_recipe,
+)
 
 
 class Killed(Exception):
@@ -254,13 +262,21 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", ["vit", "clip", "vilt"])
+@pytest.mark.parametrize("system", ["vit", "clip", "vilt", "vlmo-vision", "vlmo-language"])
 def test_two_processes_are_one_with_the_whole_batch(system, tmp_path):
     # No dropout and no batch norm: they see the share of a process, not the whole batch. The
-    # contrast of CLIP does see the whole batch, and so do the masks and false pairs of ViLT.
+    # contrast of CLIP does see the whole batch, and so do the masks and false pairs of ViLT and
+    # those of VLMo's stages before pairs. (ALBEF is in test_pair_systems.py.)
     model = {**TINY.model, "dropout": 0.0, "stem": "linear"}
     vilt = replace(TINY_VILT, model={**TINY_VILT.model, "dropout": 0.0})
-    tiny = {"vit": replace(TINY, model=model), "clip": TINY_CLIP, "vilt": vilt}[system]
+    vlmo = {**TINY_VLMO.model, "dropout": 0.0, "drop_path": 0.0}
+    tiny = {
+        "vit": replace(TINY, model=model),
+        "clip": TINY_CLIP,
+        "vilt": vilt,
+        "vlmo-vision": replace(TINY_VLMO, model={**vlmo, "heads": ("codes",)}),
+        "vlmo-language": replace(TINY_VLMO, model={**vlmo, "heads": ("words",)}),
+    }[system]
     recipe = write_recipe(replace(tiny, steps=10), tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     pair = start("train", "--config", recipe, "--out", str(two), launcher=PAIR)

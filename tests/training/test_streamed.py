@@ -21,7 +21,16 @@ from mmlab.tasks.streamed_captions import learn_tokenizer
 from mmlab.training.recipe import read_recipe, to_recipe
 from mmlab.training.run import load_encoder, read_metrics, read_skipped, recipe_of, run
 from mmlab.training.systems import captioned_images
-from tests.training.tiny import PAIR, TINY, TINY_CLIP, start, write_recipe
+from tests.training.tiny import (
+    PAIR,
+    TINY,
+    TINY_ALBEF,
+    TINY_BLIP,
+    TINY_CLIP,
+    TINY_VLMO,
+    start,
+    write_recipe,
+)
 
 LARGE = Path(__file__).parents[2] / "recipes" / "large" / "clip-vit-b-16-cc12m.yaml"
 
@@ -77,6 +86,38 @@ def weights(folder):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ----------------------------------------------------------------------------------------- systems
+
+
+def pairs_on(pattern, system):
+    tiny = {"albef": TINY_ALBEF, "blip": TINY_BLIP, "vlmo": TINY_VLMO}[system]
+    ramp = {"ramp_steps": 3} if tiny.pretraining else {}
+    changes = {"data": "shards", "shards": (pattern,), "buffer": 8, "steps": 5}
+    return replace(tiny, **changes, pretraining={**tiny.pretraining, **ramp})
+
+
+@pytest.mark.parametrize("system", ["albef", "blip", "vlmo"])
+def test_other_readers_of_pairs_go_on_as_well(system, shards, tmp_path):
+    """With twins and queues, and words that are masked only when a batch is there."""
+    recipe = pairs_on(shards, system)
+    run(recipe, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(recipe, tmp_path / "broken", report=killed_at(4))
+    run(recipe, tmp_path / "broken", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    states = [
+        torch.load(folder / "checkpoints/step-00000005/state.pt", weights_only=True)["own"]
+        for folder in (tmp_path / "whole", tmp_path / "broken")
+    ]
+    assert same(*states)
+
+
+def test_nobody_knows_the_epochs_of_a_stream(shards, tmp_path):
+    recipe = replace(pairs_on(shards, "albef"), pretraining={"queue_size": 20})
+    with pytest.raises(ValueError, match="ramp_steps must be told in pretraining with data: shar"):
+        run(recipe, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------------------- the runs
