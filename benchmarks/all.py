@@ -14,7 +14,8 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("scenes", "vit", "clip", "flip", "loss_memory", "search", "transport", "chapters")
+PARTS = ("scenes", "vit", "clip", "flip", "blip", "albef", "qformer", "loss_memory", "search")
+PARTS += ("transport", "chapters")
 
 
 def main():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmlab.models import clip, flip, mae, vilt, vit
+from mmlab.models import albef, blip, blip2, clip, flip, mae, vilt, vit
 from mmlab.nn import random_masking
 
 Inputs = dict[str, torch.Tensor]
@@ -138,6 +138,39 @@ def vilt_case(name: str, config: vilt.ViLTConfig, **settings) -> Case:
     )
 
 
+FUSING = {
+    "albef": (albef.ALBEF, albef.ALBEFPretraining, "fused"),
+    "blip": (blip.BLIP, blip.BLIPPretraining, "grounded"),
+    "blip2": (blip2.BLIP2, blip2.BLIP2Pretraining, "fused"),
+}
+"""The network, its pretraining, and which of the features are the text with the image."""
+
+
+def fusing_case(
+    system: str,
+    name: str,
+    config: albef.ALBEFConfig | blip.BLIPConfig | blip2.BLIP2Config,
+    length: int,
+    **settings,
+) -> Case:
+    """Texts that look at images: the forward pass ends with what the text makes of the image.
+
+    In BLIP-2 the image encoder is frozen, and queries do the looking.
+    """
+    network, pretraining, fused = FUSING[system]
+    draw = pairs(config, length)
+    return Case(
+        system=system,
+        name=name,
+        network=lambda: network(config),
+        inputs=draw,
+        encode=lambda model, inputs: getattr(model(inputs["input_ids"], inputs["images"]), fused),
+        pretraining=pretraining,
+        batch=draw,
+        **settings,
+    )
+
+
 CASES = [
     vit_case("vit-b-16", vit.VIT_B_16, batch_size=256),
     vit_case("vit-l-16", vit.VIT_L_16),
@@ -148,10 +181,17 @@ CASES = [
     mae_case("mae-b-16", mae.MAE_B_16, batch_size=256),
     *(flip_case("flip-b-16", flip.FLIP_B_16, ratio, batch_size=256) for ratio in (0.0, 0.5, 0.75)),
     vilt_case("vilt-b-32", vilt.VILT_B_32, batch_size=64),
+    fusing_case("albef", "albef-b-16", albef.ALBEF_B_16, 30, batch_size=64),
+    fusing_case("blip", "blip-b-16", blip.BLIP_B_16, 30, batch_size=64),
+    fusing_case("blip2", "blip2-l-14", blip2.BLIP2_L_14, 32, batch_size=64),
+    fusing_case("blip2", "blip2-g-14", blip2.BLIP2_G_14, 32, batch_size=64),
     vit_case("vit-mini", vit.VIT_MINI, mini=True),
     clip_case("clip-mini", clip.CLIP_MINI, mini=True),
     clip_case("clip-vit-mini", clip.CLIP_VIT_MINI, mini=True),
     mae_case("mae-mini", mae.MAE_MINI, mini=True),
     flip_case("flip-mini", flip.FLIP_MINI, 0.5, mini=True),
     vilt_case("vilt-mini", vilt.VILT_MINI, mini=True),
+    fusing_case("albef", "albef-mini", albef.ALBEF_MINI, 30, mini=True),
+    fusing_case("blip", "blip-mini", blip.BLIP_MINI, 30, mini=True),
+    fusing_case("blip2", "blip2-mini", blip2.BLIP2_MINI, 30, mini=True),
 ]

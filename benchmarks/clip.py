@@ -7,7 +7,7 @@ See ``pairs.py`` for how the two are compared.
 
 import torch
 import transformers
-from pairs import compare, headline
+from pairs import compare, forward, headline, training_step
 
 from mmlab.models.clip import CLIP, CLIP_VIT_B_32, CLIPPretraining
 
@@ -19,27 +19,6 @@ def inputs(batch_size):
     ids = torch.randint(1, 49000, (batch_size, 77), generator=generator)
     ids[torch.arange(batch_size), torch.randint(10, 77, (batch_size,), generator=generator)] = 49407
     return images, ids
-
-
-def forward(model, call):
-    @torch.no_grad()
-    def run():
-        model.eval()
-        call()
-
-    return run
-
-
-def training_step(model, loss):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def run():
-        model.train()
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return run
 
 
 def measure(rounds=7, batch_size=8):

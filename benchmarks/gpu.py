@@ -157,7 +157,8 @@ def _step(pretraining, batch, optimizer, device: str) -> None:
 def forward_flops(case: Case, batch: int) -> int:
     """Counted by torch on shapes alone: two a multiplication with its addition."""
     with torch.device("meta"):
-        network = case.network().eval()
+        # The counter stumbles over a view of what could have a gradient, such as BLIP-2's queries.
+        network = case.network().eval().requires_grad_(False)
     inputs = to_device(case.inputs(batch, torch.Generator().manual_seed(1)), "meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         case.encode(network, inputs)

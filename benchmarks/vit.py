@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from pairs import compare, headline
+from pairs import compare, forward, headline, training_step
 
 from mmlab.analysis import record_attention
 from mmlab.models.vit import VIT_B_16, ViT
@@ -24,33 +24,10 @@ def build_models():
     return transformers.ViTForImageClassification(config), ViT(VIT_B_16)
 
 
-def forward(model, images):
-    @torch.no_grad()
-    def run():
-        model.eval()
-        model(images)
-
-    return run
-
-
-def training_step(model, images, labels, logits_of):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def run():
-        model.train()
-        optimizer.zero_grad()
-        F.cross_entropy(logits_of(model(images)), labels).backward()
-        optimizer.step()
-
-    return run
-
-
-def recorded_forward(model, images):
-    plain = forward(model, images)
-
+def recorded(model, run_plain):
     def run():
         with record_attention(model):
-            plain()
+            run_plain()
 
     return run
 
@@ -60,19 +37,19 @@ def measure(rounds=7, batch_size=8):
     theirs, ours = build_models()
     images = torch.randn(batch_size, 3, 224, 224)
     labels = torch.randint(1000, (batch_size,))
+    plain = forward(ours, lambda: ours(images))
     headline(f"ViT-B/16, fp32, batch {batch_size}")
     results = {
-        "forward": compare("forward", forward(theirs, images), forward(ours, images), rounds),
+        "forward": compare("forward", forward(theirs, lambda: theirs(images)), plain, rounds),
         "training_step": compare(
             "training step",
-            training_step(theirs, images, labels, lambda output: output.logits),
-            training_step(ours, images, labels, lambda logits: logits),
+            training_step(theirs, lambda: F.cross_entropy(theirs(images).logits, labels), 1e-4),
+            training_step(ours, lambda: F.cross_entropy(ours(images), labels), 1e-4),
             rounds,
         ),
     }
-    plain, recorded = forward(ours, images), recorded_forward(ours, images)
     name = "record_attention (plain / recorded)"
-    results["record_attention"] = compare(name, plain, recorded, rounds)
+    results["record_attention"] = compare(name, plain, recorded(ours, plain), rounds)
     overhead = 1 / results["record_attention"]["ratio"]
     print(f"recording all 12 layers costs x{overhead:.3f} of a plain forward pass")
     return results
