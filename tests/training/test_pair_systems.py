@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from mmlab import cli
 from mmlab.hub import CheckpointError, create_model
 from mmlab.models.albef_tasks import albef_answerer
 from mmlab.models.blip_tasks import blip_answerer
@@ -45,20 +44,6 @@ def runs(tmp_path_factory):
     for name, recipe in RECIPES.items():
         run(recipe, folder / name)
     return folder
-
-
-@pytest.fixture
-def mmlab(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MMLAB_TRACEBACK", raising=False)
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def weights(folder):

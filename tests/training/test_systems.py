@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmlab import cli, datasets
+from mmlab import datasets
 from mmlab.datasets.scenes import QUESTION_KINDS
 from mmlab.hub import CheckpointError
 from mmlab.tasks.fusion import load_fusion
@@ -35,20 +35,6 @@ def runs(tmp_path_factory):
     for name, recipe in RECIPES.items():
         run(recipe, folder / name)
     return folder
-
-
-@pytest.fixture
-def mmlab(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MMLAB_TRACEBACK", raising=False)
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_training_learns(tmp_path):
