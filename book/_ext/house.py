@@ -36,11 +36,13 @@ def drop_widget_state(app, pagename, templatename, context, doctree) -> None:
 def load_mathjax_in_parts(app: Sphinx) -> None:
     """Start MathJax with its reader of TeX, its fonts and its hidden MathML for screen readers.
 
-    Its ready-made bundle also holds the menu of the right mouse button: a third of its weight.
+    Its ready-made bundle also holds the menu of the right mouse button: a third of its weight. The
+    menu made formulas reachable by keyboard; ``formulas.js`` does that where they scroll.
     """
     app.config.mathjax_path = "mathjax/startup.js"
     parts = ["input/tex", "output/chtml", "a11y/assistive-mml"]
     app.config.mathjax3_config = {"loader": {"load": parts}}
+    app.add_js_file("formulas.js", loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict:
