@@ -6,7 +6,8 @@ There is no ALBEF in transformers. But its BLIP has all parts: the image encoder
 takes token vectors as well as token numbers, so that one of it without cross-attention (texts) and
 one with it (fusion) are ALBEF's. Put into our ``ALBEF``, with the same weights, they do the same
 work: contrast with queue and momentum twin, matching of thrice the batch, masked words with the
-twin's guesses. Heads, losses, twin, queue and optimizer are ours on both sides.
+twin's guesses. Heads, losses, twin, queue and optimizer are ours on both sides. One thing is not
+possible there: the three pairs that an image is in share its keys and values here.
 
 The width is that of the published size at its 256 pixels and 30 tokens; ``--depth 12`` is the
 published depth, of which texts and fusion have one half each. See ``pairs.py`` for how the two are
@@ -65,11 +66,12 @@ class TheirTexts(nn.Module):
     def encode(self, input_ids, mask):
         return self.text(input_ids, attention_mask=mask[:, 0, 0].long()).last_hidden_state
 
-    def fuse(self, tokens, image_tokens, mask):
+    def fuse(self, tokens, image_tokens, mask, image_rows=None):
+        images = image_tokens[0] if image_rows is None else image_tokens[0][image_rows]
         return self.fusion(
             encoder_embeds=tokens,
             attention_mask=mask[:, 0, 0].long(),
-            encoder_hidden_states=image_tokens[0],
+            encoder_hidden_states=images,
         ).last_hidden_state
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mmlab.analysis.cost import GradientMacs, block_macs, cross_attention_macs, stem_macs
+from mmlab.analysis.cost import (
+    MATCHED_PAIRS,
+    GradientMacs,
+    block_macs,
+    cross_attention_macs,
+    keys_and_values_macs,
+    stem_macs,
+)
 from mmlab.models.blip2 import BLIP2Config
 from mmlab.models.checks import check, check_integers
-
-MATCHED_PAIRS = 3
-"""A true pair, and two false ones."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ def blip2_fused_macs(config: BLIP2Config, num_tokens: int) -> int:
     return _sequence_macs(config, config.num_queries + num_tokens) + _look_macs(config)
 
 
+def blip2_matching_macs(config: BLIP2Config, num_tokens: int, num_devices: int = 1) -> int:
+    """MACs of a true pair and two false ones, each queries and text in one sequence.
+
+    On one device an image is in three pairs on average, and its keys and values are computed once.
+    With more, wrong images come from all of them: each pair of the batch needs keys and values of
+    its own image and of the wrong one.
+    """
+    once = keys_and_values_macs(_image_tokens(config), config.text_dim, config.dim)
+    saved = MATCHED_PAIRS - (1 if num_devices == 1 else 2)
+    unshared = MATCHED_PAIRS * blip2_fused_macs(config, num_tokens)
+    return unshared - saved * _num_crossing(config) * once
+
+
 def blip2_written_macs(config: BLIP2Config, num_tokens: int) -> int:
     """MACs of one text that is written after queries whose keys and values are known.
 
@@ -100,23 +117,31 @@ def _sequence_macs(config: BLIP2Config, num_tokens: int) -> int:
 
 
 def _look_macs(config: BLIP2Config) -> int:
-    crossing = math.ceil(config.text_depth / config.cross_every)
     sides = (config.num_queries, _image_tokens(config), config.text_dim, config.dim)
-    return crossing * cross_attention_macs(*sides)
+    return _num_crossing(config) * cross_attention_macs(*sides)
+
+
+def _num_crossing(config: BLIP2Config) -> int:
+    return math.ceil(config.text_depth / config.cross_every)
 
 
 # The stages.
 
 
 def blip2_step_macs(
-    config: BLIP2Config, num_tokens: int, language_model: LanguageModelSizes | None = None
+    config: BLIP2Config,
+    num_tokens: int,
+    language_model: LanguageModelSizes | None = None,
+    num_devices: int = 1,
 ) -> GradientMacs:
     """MACs of one pair in stage 1 or, with ``language_model``, in stage 2.
 
-    Of stage 1 the heads for contrast and matching, and the similarities, are left out.
+    Of stage 1 the heads for contrast and matching, and the similarities, are left out;
+    ``num_devices`` as in ``blip2_matching_macs``.
     """
     if language_model is None:
-        return _image_pass(config) + GradientMacs(both=_three_losses_macs(config, num_tokens))
+        losses = _three_losses_macs(config, num_tokens, num_devices)
+        return _image_pass(config) + GradientMacs(both=losses)
     prefix = config.num_queries * config.text_dim * config.prefix_dim
     bridge = GradientMacs(both=blip2_query_macs(config) + prefix)
     spoken = language_model_macs(language_model, config.num_queries, num_tokens)
@@ -129,9 +154,9 @@ def _image_pass(config: BLIP2Config) -> GradientMacs:
     return GradientMacs(none=macs) if config.freeze_images else GradientMacs(both=macs)
 
 
-def _three_losses_macs(config: BLIP2Config, num_tokens: int) -> int:
+def _three_losses_macs(config: BLIP2Config, num_tokens: int, num_devices: int) -> int:
     contrast = blip2_query_macs(config) + blip2_text_macs(config, num_tokens)
-    matching = MATCHED_PAIRS * blip2_fused_macs(config, num_tokens)
+    matching = blip2_matching_macs(config, num_tokens, num_devices)
     return contrast + matching + blip2_written_macs(config, num_tokens)
 
 

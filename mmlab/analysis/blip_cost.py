@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from mmlab.analysis.cost import block_macs, cross_attention_macs, vit_macs
+from mmlab.analysis.cost import (
+    MATCHED_PAIRS,
+    block_macs,
+    cross_attention_macs,
+    keys_and_values_macs,
+    vit_macs,
+)
 from mmlab.models.blip import BLIPConfig
 
 
@@ -27,6 +33,16 @@ def blip_grounded_macs(config: BLIPConfig, num_tokens: int) -> int:
     merging = max(0, config.text_depth - config.merge_from) if config.num_images == 2 else 0
     looks = config.text_depth * config.num_images * look
     return blip_text_macs(config, num_tokens) + looks + merging * 2 * num_tokens * width**2
+
+
+def blip_matching_macs(config: BLIPConfig, num_tokens: int) -> int:
+    """MACs of a true pair and two false ones, read by the encoder.
+
+    An image of the batch is in three pairs on average, and its keys and values are computed once.
+    """
+    once = keys_and_values_macs(config.vit.num_tokens, config.text_dim, config.dim)
+    saved = (MATCHED_PAIRS - 1) * config.text_depth * once
+    return MATCHED_PAIRS * blip_grounded_macs(config, num_tokens) - saved
 
 
 def blip_words_macs(config: BLIPConfig, num_tokens: int) -> int:

@@ -15,6 +15,9 @@ from mmlab.models.mae import MAEConfig
 from mmlab.models.vit import ViTConfig
 from mmlab.nn import conv_stem_widths, num_kept
 
+MATCHED_PAIRS = 3
+"""A true pair, and two false ones."""
+
 # The part that a component of a parameter's name stands for.
 _PARTS = {
     "patch_embedding": "embedding",
@@ -108,8 +111,13 @@ def cross_attention_macs(num_tokens: int, context_tokens: int, dim: int, context
     Two projections are on the side of the queries, two on that of the context.
     """
     own = 2 * num_tokens * dim**2
-    theirs = 2 * context_tokens * context_dim * dim
+    theirs = keys_and_values_macs(context_tokens, dim, context_dim)
     return own + theirs + 2 * num_tokens * context_tokens * dim
+
+
+def keys_and_values_macs(context_tokens: int, dim: int, context_dim: int) -> int:
+    """The part of ``cross_attention_macs`` that a context costs once, however many look at it."""
+    return 2 * context_tokens * context_dim * dim
 
 
 def block_activations(num_tokens: int, dim: int, num_heads: int, mlp_dim: int) -> int:

@@ -7,11 +7,17 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmlab.analysis.albef_cost import albef_fusion_macs, albef_image_macs, albef_text_macs
+from mmlab.analysis.albef_cost import (
+    albef_fusion_macs,
+    albef_image_macs,
+    albef_matching_macs,
+    albef_text_macs,
+)
 from mmlab.analysis.blip2_cost import LANGUAGE_MODELS, LanguageModelSizes, blip2_step_macs
 from mmlab.analysis.blip_cost import (
     blip_grounded_macs,
     blip_image_macs,
+    blip_matching_macs,
     blip_text_macs,
     blip_words_macs,
 )
@@ -38,7 +44,8 @@ class TrainingCost:
     - ``mfu``: the model FLOPs utilisation, the share of ``peak_flops`` (FLOP/s of one device) that
       the model's own operations reach (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B);
       measure it on a short run.
-    - ``num_devices``: how many work together; only the hours on the clock depend on it.
+    - ``num_devices``: how many work together; only the hours on the clock depend on it, unless a
+      system says more.
     - ``num_text_tokens``: the length that captions have in a batch; None is the longest that fit.
     - ``recompute``: activation checkpointing, one more forward pass. It lengthens the run, yet does
       not count as the model's own work, so it enters the hours and not ``flops``.
@@ -148,8 +155,9 @@ class ALBEFTrainingCost(TwinTrainingCost):
     """A run of ALBEF's pre-training.
 
     A sample goes through the network's trunks and, forwards only, through those of its twin: image
-    encoder once each; text blocks twice, for the text and for the masked text; fusion blocks four
-    times (the true pair, two false ones, the masked text) and once in the twin.
+    encoder once; text blocks twice, for the text and for the masked text; fusion blocks once, for
+    the masked text. In the network three pairs more go through the fusion blocks, a true one and
+    two false ones, which share the keys and values of their images.
     """
 
     config: ALBEFConfig
@@ -157,18 +165,15 @@ class ALBEFTrainingCost(TwinTrainingCost):
     @property
     def online_macs_per_pair(self) -> float:
         """MACs of all forward passes through the network."""
-        return self._trunks(num_fusions=4)
+        return self.momentum_macs_per_pair + albef_matching_macs(self.config, self.num_tokens)
 
     @property
     def momentum_macs_per_pair(self) -> float:
         """MACs of all passes through the twin."""
-        return self._trunks(num_fusions=1)
-
-    def _trunks(self, num_fusions: int) -> float:
         config, tokens = self.config, self.num_tokens
         image, text = albef_image_macs(config), albef_text_macs(config, tokens)
         words = MASKED_SHARE * tokens * config.text_dim * (config.text_dim + config.vocab_size)
-        return image + 2 * text + num_fusions * albef_fusion_macs(config, tokens) + words
+        return image + 2 * text + albef_fusion_macs(config, tokens) + words
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ class BLIPTrainingCost(TwinTrainingCost):
     """A run of BLIP's pre-training.
 
     A sample goes once through the image encoder and once through the text encoder, in the network
-    and, forwards only, in its twin; the network also reads three pairs and writes one caption.
+    and, forwards only, in its twin; the network also reads three pairs, which share the keys and
+    values of their images, and writes one caption.
     """
 
     config: BLIPConfig
@@ -184,9 +190,9 @@ class BLIPTrainingCost(TwinTrainingCost):
     @property
     def online_macs_per_pair(self) -> int:
         """MACs of all forward passes through the network."""
-        grounded = 4 * blip_grounded_macs(self.config, self.num_tokens)
-        words = blip_words_macs(self.config, self.num_tokens)
-        return self.momentum_macs_per_pair + grounded + words
+        config, tokens = self.config, self.num_tokens
+        written = blip_grounded_macs(config, tokens) + blip_words_macs(config, tokens)
+        return self.momentum_macs_per_pair + blip_matching_macs(config, tokens) + written
 
     @property
     def momentum_macs_per_pair(self) -> int:
@@ -223,8 +229,9 @@ class BLIP2TrainingCost(FrozenTrainingCost):
     """A run of one of BLIP-2's two stages: the second if ``language_model`` is given.
 
     ``num_text_tokens`` are those of the Q-Former's tokenizer or, in the second stage, of the
-    language model's. ValueError if the configuration is of the other stage or for word vectors of
-    another width.
+    language model's. A pair of the first stage costs a little more where wrong images come from
+    several devices (see ``blip2_matching_macs``). ValueError if the configuration is of the other
+    stage or for word vectors of another width.
     """
 
     config: BLIP2Config
@@ -239,7 +246,8 @@ class BLIP2TrainingCost(FrozenTrainingCost):
     @property
     def gradient_macs(self) -> GradientMacs:
         """MACs of one pair; with the words head, and the layer to the language model's width."""
-        return blip2_step_macs(self.config, self.num_tokens, self.language_model)
+        settings = (self.num_tokens, self.language_model, self.num_devices)
+        return blip2_step_macs(self.config, *settings)
 
 
 @dataclass(frozen=True)

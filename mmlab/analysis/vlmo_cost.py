@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mmlab.analysis.cost import GradientMacs, block_macs
+from mmlab.analysis.cost import MATCHED_PAIRS, GradientMacs, block_macs
 from mmlab.models.vlmo import VLMoConfig
-
-MATCHED_PAIRS = 3
-"""A true pair, and two false ones."""
 
 
 def vlmo_image_macs(config: VLMoConfig) -> int:

@@ -53,7 +53,7 @@ from mmlab.objectives.masked_language import (
     mask_tokens,
     share_masked_loss,
 )
-from mmlab.objectives.matching import PairMatching, sample_negative_pairs
+from mmlab.objectives.matching import PairMatching, images_of_pairs, sample_negative_pairs
 from mmlab.objectives.momentum_contrast import (
     Encoding,
     MomentumContrast,
@@ -233,11 +233,17 @@ class ALBEF(nn.Module):
     def fuse(
         self,
         text_tokens: Float[Tensor, "batch tokens text_dim"],
-        image_tokens: Sequence[Float[Tensor, "batch image_tokens dim"]],
+        image_tokens: Sequence[Float[Tensor, "images image_tokens dim"]],
         text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"],
+        image_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens text_dim"]:
-        """The last blocks, in which the text looks at the image, or at each image in turn."""
-        return self.text_encoder.fuse(text_tokens, image_tokens, padding_mask(text_valid))
+        """The last blocks, in which the text looks at the image, or at each image in turn.
+
+        Text ``i`` looks at row ``image_rows[i]`` of the images, or at row ``i``; keys and values
+        are computed once for each image.
+        """
+        mask = padding_mask(text_valid)
+        return self.text_encoder.fuse(text_tokens, image_tokens, mask, image_rows)
 
     def encode_image(
         self, images: Float[Tensor, "batch channels height width"]
@@ -353,12 +359,13 @@ class FusionBert(nn.Module):
     def fuse(
         self,
         tokens: Float[Tensor, "batch tokens text_dim"],
-        image_tokens: Sequence[Float[Tensor, "batch image_tokens dim"]],
+        image_tokens: Sequence[Float[Tensor, "images image_tokens dim"]],
         mask: AttentionMask,
+        image_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens text_dim"]:
         """The other blocks, each of which looks at the next image, in turn."""
         blocks = [
-            partial(block, context=image_tokens[i % len(image_tokens)])
+            partial(block, context=image_tokens[i % len(image_tokens)], context_rows=image_rows)
             for i, block in enumerate(self.blocks[self.text_depth :])
         ]
         return run_blocks(blocks, tokens, mask, self.activation_checkpointing)
@@ -546,10 +553,12 @@ class ALBEFPretraining(nn.Module):
         images, texts = contrast.image_tokens, contrast.text_tokens
         valid = valid_tokens(batch["input_ids"], batch.get("attention_mask"))
         wrong_images, wrong_texts = self._negatives(batch, contrast)
+        images, image_rows = images_of_pairs(images, images, wrong_images)
         fused = self.network.fuse(
             torch.cat([texts, texts, texts[wrong_texts]]),
-            (torch.cat([images, images[wrong_images], images]),),
+            (images,),
             torch.cat([valid, valid, valid[wrong_texts]]),
+            image_rows,
         )
         return PairMatching(wrong_images, wrong_texts, fused, self.network.matching_logits(fused))
 

@@ -46,7 +46,7 @@ from mmlab.nn import (
 )
 from mmlab.nn.blocks import ContextMask
 from mmlab.objectives.language_modeling import NextWords, sequence_labels
-from mmlab.objectives.matching import PairMatching, sample_negative_pairs
+from mmlab.objectives.matching import PairMatching, images_of_pairs, sample_negative_pairs
 from mmlab.objectives.momentum_contrast import (
     Encoding,
     MomentumContrast,
@@ -274,13 +274,19 @@ class BLIP(nn.Module):
     def ground(
         self,
         input_ids: Int[Tensor, "batch tokens"],
-        image_tokens: tuple[Float[Tensor, "batch image_tokens dim"], ...],
+        image_tokens: tuple[Float[Tensor, "images image_tokens dim"], ...],
         text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+        image_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens text_dim"]:
-        """The text, with [ENC] first, looking at the image, or at both images, in each block."""
+        """The text, with [ENC] first, looking at the image, or at both images, in each block.
+
+        Text ``i`` looks at row ``image_rows[i]`` of the images, or at row ``i``; keys and values
+        are computed once for each image.
+        """
         mask = padding_mask(valid_tokens(input_ids, text_valid))
         ids = _beginning_with(self.config.encoder_id, input_ids)
-        return self._encoder().encode(ids, mask, torch.cat(image_tokens, dim=1))
+        images = torch.cat(image_tokens, dim=1)
+        return self._encoder().encode(ids, mask, images, context_rows=image_rows)
 
     def encode_image(
         self, images: Float[Tensor, "batch channels height width"]
@@ -426,13 +432,14 @@ class PairBlock(PostNormBlock):
     def attend_to(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        context: Float[Tensor, "batch context_tokens context_dim"],
+        context: Float[Tensor, "contexts context_tokens context_dim"],
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Both cross-attentions; ``context`` is the tokens of one image, then of the other."""
         images = context.chunk(2, dim=1)
         looks = [
-            attention(x, image)
+            attention(x, image, context_rows=context_rows)
             for attention, image in zip(self.cross_attention, images, strict=True)
         ]
         both = sum(looks) / 2 if self.merge is None else self.merge(torch.cat(looks, dim=-1))
@@ -631,10 +638,12 @@ class BLIPPretraining(nn.Module):
         valid = valid_tokens(ids, batch.get("attention_mask"))
         items = self.candidates(batch, contrast)
         wrong_images, wrong_texts = self._negatives(batch, items)
+        images, image_rows = images_of_pairs(images, items.image_tokens, wrong_images)
         grounded = self.network.ground(
             torch.cat([ids, ids, items.input_ids[wrong_texts]]),
-            (torch.cat([images, items.image_tokens[wrong_images], images]),),
+            (images,),
             torch.cat([valid, valid, items.text_valid[wrong_texts]]),
+            image_rows,
         )
         logits = self.network.matching_logits(grounded)
         return PairMatching(wrong_images, wrong_texts, grounded, logits)

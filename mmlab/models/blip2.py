@@ -56,7 +56,7 @@ from mmlab.objectives.contrastive import (
     soft_contrastive_loss,
 )
 from mmlab.objectives.language_modeling import NextWords, sequence_labels
-from mmlab.objectives.matching import PairMatching, sample_negative_pairs
+from mmlab.objectives.matching import PairMatching, images_of_pairs, sample_negative_pairs
 
 HEADS = ("contrast", "match", "words", "prefix")
 INITS = ("normal", "xavier")
@@ -235,19 +235,24 @@ class QFormerBlock(PostNormBlock):
         self,
         x: Float[Tensor, "batch tokens dim"],
         mask: AttentionMask | None = None,
-        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context: Float[Tensor, "contexts context_tokens context_dim"] | None = None,
         num_queries: int = 0,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Same shape as ``x``, whose first ``num_queries`` tokens are queries."""
-        return self.extend(x, None, context, mask, num_queries)[0]
+        """Same shape as ``x``, whose first ``num_queries`` tokens are queries.
+
+        ``context_rows`` as in ``Attention``.
+        """
+        return self.extend(x, None, context, mask, num_queries, context_rows)[0]
 
     def extend(
         self,
         x: Float[Tensor, "batch new_tokens dim"],
         past: KeysAndValues | None,
-        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context: Float[Tensor, "contexts context_tokens context_dim"] | None = None,
         mask: AttentionMask | None = None,
         num_queries: int = 0,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch new_tokens dim"], KeysAndValues]:
         """The same for tokens that come after those whose keys and values are ``past``.
 
@@ -255,7 +260,7 @@ class QFormerBlock(PostNormBlock):
         """
         x, seen = self.attend_after(past, x, mask)
         queries, text = x.tensor_split([num_queries], dim=1)
-        parts = [self._query_rows(queries, context)] if num_queries else []
+        parts = [self._query_rows(queries, context, context_rows)] if num_queries else []
         if text.shape[1]:
             parts.append(self.norm2(text + self.dropout(self.mlp(text))))
         return torch.cat(parts, dim=1), seen
@@ -263,10 +268,11 @@ class QFormerBlock(PostNormBlock):
     def _query_rows(
         self,
         queries: Float[Tensor, "batch queries dim"],
-        context: Float[Tensor, "batch context_tokens context_dim"] | None,
+        context: Float[Tensor, "contexts context_tokens context_dim"] | None,
+        context_rows: Int64[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch queries dim"]:
         if self.cross_attention is not None:
-            queries = self.attend_to(queries, context)
+            queries = self.attend_to(queries, context, context_rows=context_rows)
         return self.query_norm(queries + self.dropout(self.query_mlp(queries)))
 
 
@@ -314,14 +320,18 @@ class QFormer(nn.Module):
 
     def forward(
         self,
-        context: Float[Tensor, "batch image_tokens dim"],
+        context: Float[Tensor, "contexts image_tokens dim"],
         input_ids: Int[Tensor, "batch tokens"],
         mask: AttentionMask,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch sequence text_dim"]:
-        """Queries and text in one pass; ``mask`` is one of the three above, or another."""
-        queries = self.queries.expand(len(context), -1, -1)
+        """Queries and text in one pass; ``mask`` is one of the three above, or another.
+
+        ``context_rows`` as in ``Attention``.
+        """
+        queries = self.queries.expand(len(input_ids), -1, -1)
         tokens = torch.cat([queries, self._text(input_ids)], dim=1)
-        return self._run(tokens, mask, context, self.num_queries)[0]
+        return self._run(tokens, mask, context, self.num_queries, context_rows=context_rows)[0]
 
     def look(self, context: Float[Tensor, "batch image_tokens dim"]) -> QueryOutput:
         """The queries alone: what they find in the image."""
@@ -359,14 +369,15 @@ class QFormer(nn.Module):
         self,
         tokens: Float[Tensor, "batch tokens text_dim"],
         mask: AttentionMask | None,
-        context: Float[Tensor, "batch image_tokens dim"] | None = None,
+        context: Float[Tensor, "contexts image_tokens dim"] | None = None,
         num_queries: int = 0,
         past: Past | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch tokens text_dim"], list[KeysAndValues]]:
         """The norm of the embeddings, which queries get as well, and all blocks."""
         tokens, seen = self.embeddings.dropout(self.embeddings.norm(tokens)), []
         for block, before in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
-            given = (tokens, before, context, mask, num_queries)
+            given = (tokens, before, context, mask, num_queries, context_rows)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens, own = checkpoint(block.extend, *given, use_reentrant=False)
             else:
@@ -459,13 +470,18 @@ class BLIP2(nn.Module):
     def fuse(
         self,
         input_ids: Int[Tensor, "batch tokens"],
-        image_tokens: Float[Tensor, "batch image_tokens dim"],
+        image_tokens: Float[Tensor, "images image_tokens dim"],
         text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+        image_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch sequence text_dim"]:
-        """Queries and text, all of which see all."""
+        """Queries and text, all of which see all.
+
+        Those with text ``i`` look at row ``image_rows[i]`` of the images, or at row ``i``; keys and
+        values are computed once for each image.
+        """
         valid = valid_tokens(input_ids, text_valid)
         mask = bidirectional_mask(self.config.num_queries, valid)
-        return self.qformer(image_tokens, input_ids, mask)
+        return self.qformer(image_tokens, input_ids, mask, image_rows)
 
     def encode_image(
         self, images: Float[Tensor, "batch channels height width"]
@@ -843,10 +859,12 @@ class BLIP2Pretraining(nn.Module):
         images, ids = contrast.image_tokens, batch["input_ids"]
         valid = valid_tokens(ids, batch.get("attention_mask"))
         wrong_images, wrong_texts = self._negatives(batch, contrast)
+        images, image_rows = images_of_pairs(images, gather_with_gradient(images), wrong_images)
         fused = self.network.fuse(
             torch.cat([ids, ids, gather_with_gradient(ids)[wrong_texts]]),
-            torch.cat([images, gather_with_gradient(images)[wrong_images], images]),
+            images,
             torch.cat([valid, valid, gather_with_gradient(valid)[wrong_texts]]),
+            image_rows,
         )
         logits = self.network.matching_logits(fused)
         return PairMatching(wrong_images, wrong_texts, fused, logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 AttentionMask = (
@@ -76,11 +76,19 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch queries dim"],
-        context: Float[Tensor, "batch keys context_dim"] | None = None,
+        context: Float[Tensor, "contexts keys context_dim"] | None = None,
         mask: AttentionMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Attend from ``x`` to ``context`` (to ``x`` itself if None) as ``mask`` allows."""
-        return self.attend(x, self.keys_and_values(x if context is None else context), mask)
+        """Attend from ``x`` to ``context`` (to ``x`` itself if None) as ``mask`` allows.
+
+        With ``context_rows``, row ``i`` of ``x`` looks at ``context[context_rows[i]]``; keys and
+        values are computed once for each context.
+        """
+        keys, values = self.keys_and_values(x if context is None else context)
+        if context_rows is not None:
+            keys, values = keys[context_rows], values[context_rows]
+        return self.attend(x, (keys, values), mask)
 
     def keys_and_values(self, context: Float[Tensor, "batch keys context_dim"]) -> KeysAndValues:
         """All that attention needs of ``context``; a decoder keeps it from step to step."""

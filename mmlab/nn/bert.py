@@ -162,11 +162,16 @@ class BertTrunk(nn.Module):
         self,
         ids: Int[Tensor, "batch tokens"],
         mask: AttentionMask | None = None,
-        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context: Float[Tensor, "contexts context_tokens context_dim"] | None = None,
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens after all blocks; without ``context`` cross-attentions are passed by."""
-        blocks = [partial(b, context=context, context_mask=context_mask) for b in self.blocks]
+        """Tokens after all blocks; without ``context`` cross-attentions are passed by.
+
+        ``context_rows`` as in ``Attention``.
+        """
+        looks = {"context": context, "context_mask": context_mask, "context_rows": context_rows}
+        blocks = [partial(block, **looks) for block in self.blocks]
         return run_blocks(blocks, self.embeddings(ids), mask, self.activation_checkpointing)
 
 

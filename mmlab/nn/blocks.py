@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -184,28 +184,30 @@ class PostNormBlock(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         mask: AttentionMask | None = None,
-        context: Float[Tensor, "batch context_tokens context_dim"] | None = None,
+        context: Float[Tensor, "contexts context_tokens context_dim"] | None = None,
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Same shape as ``x``; masks as in ``AttentionMask``.
+        """Same shape as ``x``; masks as in ``AttentionMask``, ``context_rows`` as in ``Attention``.
 
         ValueError if ``context`` is given to a block without cross-attention.
         """
         x = self.norm1(x + self.dropout(self.attention(x, mask=mask)))
         if context is not None:
-            x = self.attend_to(x, context, context_mask)
+            x = self.attend_to(x, context, context_mask, context_rows)
         return self.norm2(x + self.dropout(self.mlp(x)))
 
     def attend_to(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        context: Float[Tensor, "batch context_tokens context_dim"],
+        context: Float[Tensor, "contexts context_tokens context_dim"],
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """The cross-attention alone: ``LN(x + attention(x, context))``."""
         if self.cross_attention is None:
             raise ValueError("context was given to a block that has no cross-attention")
-        attended = self.cross_attention(x, context, mask=context_mask)
+        attended = self.cross_attention(x, context, context_mask, context_rows)
         return self.cross_norm(x + self.dropout(attended))
 
     def extend(

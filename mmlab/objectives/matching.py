@@ -88,6 +88,23 @@ def sample_several_hard_negatives(
     return (log_weights + gumbel.to(log_weights.device)).topk(count, dim=-1).indices
 
 
+def images_of_pairs(
+    own: Float[Tensor, "batch image_tokens dim"],
+    candidates: Float[Tensor, "items image_tokens dim"],
+    wrong: Int64[Tensor, " batch"],
+) -> tuple[Float[Tensor, "images image_tokens dim"], Int64[Tensor, " pairs"]]:
+    """The images of the pairs of a ``PairMatching``, each once, and for every pair its image's row.
+
+    ``wrong`` are rows of ``candidates``: the batch's ``own`` images, or those of all processes, of
+    which only the chosen ones are then put behind the own.
+    """
+    places = torch.arange(len(own), device=own.device)
+    if candidates is own:
+        return own, torch.cat([places, wrong, places])
+    images = torch.cat([own, candidates[wrong]])
+    return images, torch.cat([places, places + len(own), places])
+
+
 def matching_loss(
     logits: Float[Tensor, "pairs 2"], matched: Bool[Tensor, " pairs"]
 ) -> Float[Tensor, ""]:

@@ -59,10 +59,20 @@ def test_a_language_model_costs_its_weights_for_each_token(name, billions):
 
 
 @pytest.mark.parametrize(
-    ("config", "freeze_images"),
-    [(TINY_BLIP2, True), (TINY_BLIP2, False), (replace(BLIP2_MINI, vocab_size=60), True)],
+    ("config", "freeze_images", "num_devices"),
+    [
+        (TINY_BLIP2, True, 1),
+        (TINY_BLIP2, False, 1),
+        (replace(BLIP2_MINI, vocab_size=60), True, 1),
+        (TINY_BLIP2, True, 2),
+    ],
 )
-def test_a_step_has_the_flops_pytorch_counts(config, freeze_images):
+def test_a_step_has_the_flops_pytorch_counts(config, freeze_images, num_devices, monkeypatch):
+    def gather(x):
+        """On several devices, as if all had the same batch."""
+        return torch.cat([x] * num_devices) if num_devices > 1 else x
+
+    monkeypatch.setattr("mmlab.models.blip2.gather_with_gradient", gather)
     batch, tokens = 4, 10
     config = replace(config, freeze_images=freeze_images)
     module = BLIP2Pretraining(BLIP2(config))
@@ -73,10 +83,11 @@ def test_a_step_has_the_flops_pytorch_counts(config, freeze_images):
         forward = counter.get_total_flops()
         sum(losses.values()).backward()
     cost = BLIP2TrainingCost(config, 1, batch, mfu=1.0, num_text_tokens=tokens)
+    cost = replace(cost, num_devices=num_devices)
     queries, width = config.num_queries, config.text_dim
     heads = (queries + 1) * width * config.embed_dim + 3 * queries * width * 2
     # The rows of each table learn, its columns are constants.
-    similarities = 2 * batch * queries * config.embed_dim
+    similarities = 2 * num_devices * batch * queries * config.embed_dim
     pixels = 0 if freeze_images else 3 * config.image_size**2 * config.dim
     assert forward == 2 * batch * (cost.forward_macs_per_pair + heads + similarities)
     left_out = 2 * batch * (3 * heads + 2 * similarities - pixels)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmlab.objectives.matching import matching_loss, sample_hard_negatives
+from mmlab.objectives.matching import images_of_pairs, matching_loss, sample_hard_negatives
 
 
 def diagonal(size):
@@ -70,3 +70,14 @@ def test_the_second_output_means_a_match():
     assert matching_loss(sure, torch.tensor([False, True])) > 17
     even = matching_loss(torch.zeros(3, 2), torch.tensor([True, False, False]))
     assert even.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("of_all", [False, True])
+def test_every_pair_finds_its_image(of_all):
+    generator = torch.Generator().manual_seed(0)
+    own, others = torch.randn(2, 3, 2, 4, generator=generator).unbind(0)
+    candidates = torch.cat([others, own]) if of_all else own
+    wrong = torch.tensor([4, 0, 4] if of_all else [1, 0, 1])
+    images, rows = images_of_pairs(own, candidates, wrong)
+    assert torch.equal(images[rows], torch.cat([own, candidates[wrong], own]))
+    assert len(images) == (6 if of_all else 3)
