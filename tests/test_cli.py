@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmlab import cli, create_model, hub
+from mmlab import create_model, hub
 from mmlab.training.run import run
 from tests.training.tiny import TINY, write_recipe
 
@@ -16,20 +16,6 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run(TINY, folder)
     return folder
-
-
-@pytest.fixture
-def mmlab(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MMLAB_TRACEBACK", raising=False)
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_train_then_evaluate(mmlab, tmp_path):

@@ -20,7 +20,7 @@ from mmlab.hub import (
 from mmlab.models import albef
 from mmlab.models.albef import ALBEF, ALBEFConfig, ALBEFPretraining
 from mmlab.models.albef_tasks import ALBEFClassification, ALBEFQuestionAnswering, ALBEFRetrieval
-from tests.hub.sizes import SIZES
+from tests.hub.states import SIZES, assert_equal, with_random_weights
 
 SHAPES = Path(__file__).parents[1] / "golden" / "albef_fullsize_shapes.json"
 SMALL = ALBEFConfig(text_depth=2, fusion_depth=2, **SIZES)
@@ -47,15 +47,7 @@ MODULES = [
 
 def network(**changes):
     torch.manual_seed(0)
-    model = ALBEF(replace(SMALL, **changes))
-    for parameter in model.parameters():
-        parameter.data += torch.randn(parameter.shape)
-    return model
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
+    return with_random_weights(ALBEF(replace(SMALL, **changes)))
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)

@@ -20,7 +20,7 @@ from mmlab.hub import (
 )
 from mmlab.models import blip2
 from mmlab.models.blip2 import BLIP2, BLIP2Config, BLIP2Pretraining
-from tests.hub.sizes import SIZES
+from tests.hub.states import SIZES, assert_equal, with_random_weights
 
 SHAPES = Path(__file__).parents[1] / "golden" / "blip2_fullsize_shapes.json"
 SMALL = BLIP2Config(text_depth=3, num_queries=3, **SIZES)
@@ -42,15 +42,7 @@ FITTING = [
 
 def network(**changes):
     torch.manual_seed(0)
-    model = BLIP2(replace(SMALL, **changes))
-    for parameter in model.parameters():
-        parameter.data += torch.randn(parameter.shape)
-    return model
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
+    return with_random_weights(BLIP2(replace(SMALL, **changes)))
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)

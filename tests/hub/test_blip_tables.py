@@ -21,7 +21,7 @@ from mmlab.hub import (
 from mmlab.models import blip
 from mmlab.models.blip import BLIP, BLIPConfig, BLIPPretraining
 from mmlab.models.blip_tasks import BLIPRetrieval
-from tests.hub.sizes import SIZES
+from tests.hub.states import SIZES, assert_equal, with_random_weights
 
 SHAPES = Path(__file__).parents[1] / "golden" / "blip_fullsize_shapes.json"
 SMALL = BLIPConfig(text_depth=2, merge_from=1, **SIZES)
@@ -48,15 +48,7 @@ FITTING = [
 
 def network(**changes):
     torch.manual_seed(0)
-    model = BLIP(replace(SMALL, **changes))
-    for parameter in model.parameters():
-        parameter.data += torch.randn(parameter.shape)
-    return model
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
+    return with_random_weights(BLIP(replace(SMALL, **changes)))
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)

@@ -16,6 +16,7 @@ from mmlab.hub import (
     to_mmlab,
 )
 from mmlab.models.clip import CLIP, CLIPConfig
+from tests.hub.states import assert_equal
 
 TINY = dict(
     image_size=64,
@@ -45,12 +46,6 @@ def random_state(model, dtype=torch.float32):
         else torch.randint(100, t.shape, generator=generator)
         for key, t in model.state_dict().items()
     }
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        assert left[key].dtype == right[key].dtype and torch.equal(left[key], right[key]), key
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

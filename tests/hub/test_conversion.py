@@ -14,6 +14,7 @@ from mmlab.hub import (
 )
 from mmlab.hub.mapping import Layout, Row, Tie
 from mmlab.hub.tables import LAYOUTS
+from tests.hub.states import assert_equal
 
 SIZES = dict(dim=12, depth=3, num_heads=3, mlp_dim=20, num_classes=5, image_size=8, patch_size=4)
 VIT_LAYOUTS = layouts("vit-*")
@@ -28,13 +29,6 @@ def vit_state(dtype=torch.float32, **overrides) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     random = {k: torch.randn(t.shape, generator=generator) for k, t in model.state_dict().items()}
     return {key: tensor.to(dtype) for key, tensor in random.items()}
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        assert left[key].dtype == right[key].dtype, key
-        assert torch.equal(left[key], right[key]), key
 
 
 def cases():

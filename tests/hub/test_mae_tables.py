@@ -7,6 +7,7 @@ from mmlab.hub.mapping import CheckpointError, convert
 from mmlab.hub.tables.mae import LAYOUTS
 from mmlab.hub.tables.vit import LAYOUTS as VIT_LAYOUTS
 from mmlab.models.mae import MAE, MAE_B_16, MAEConfig, mae_classifier
+from tests.hub.states import assert_equal
 
 TABLES = {layout.name: layout for layout in (*LAYOUTS, *VIT_LAYOUTS)}
 WHOLE = ("mae", "mae-hf", "mae-hf-saved", "mae-hf-memory")
@@ -37,11 +38,6 @@ def read(layout, state):
 
 def write(layout, state):
     return convert(layout, [row.reversed() for row in TABLES[layout].rows], state)[0]
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 @pytest.mark.parametrize("layout", WHOLE)

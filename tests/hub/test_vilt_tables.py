@@ -11,6 +11,7 @@ from mmlab.hub.tables import LAYOUTS
 from mmlab.models import vilt
 from mmlab.models.vilt import ViLT, ViLTConfig
 from mmlab.nn import interpolate_positions
+from tests.hub.states import assert_equal
 
 SMALL = dict(
     image_size=12,
@@ -47,11 +48,6 @@ def random_state(**changes):
     generator = torch.Generator().manual_seed(0)
     state = ViLT(ViLTConfig(**SMALL | changes)).state_dict()
     return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 @pytest.mark.parametrize(("layout", "heads"), FITTING)

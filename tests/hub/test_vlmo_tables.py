@@ -10,6 +10,7 @@ from mmlab.hub import CheckpointError, create_model, detect_layout, from_mmlab, 
 from mmlab.hub.tables import LAYOUTS
 from mmlab.models import vlmo
 from mmlab.models.vlmo import VLMo, VLMoConfig
+from tests.hub.states import assert_equal
 
 SHAPES = json.loads(
     (Path(__file__).parents[1] / "golden" / "vlmo_fullsize_shapes.json").read_text()
@@ -46,11 +47,6 @@ def random_state(**changes):
     generator = torch.Generator().manual_seed(0)
     state = VLMo(VLMoConfig(**SMALL | changes)).state_dict()
     return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)
