@@ -25,6 +25,7 @@ from mmlab.nn.blocks import (
 )
 from mmlab.nn.contrast import TEMPERATURES, ContrastHead
 from mmlab.nn.decoding import beam_search, nucleus_filter, sample_text
+from mmlab.nn.heads import BertClassifier, BertTransform
 from mmlab.nn.masking import (
     PatchMask,
     init_joint_projections,
@@ -38,6 +39,7 @@ from mmlab.nn.masks import causal_mask, padding_mask, prefix_mask, valid_tokens
 from mmlab.nn.momentum import FeatureQueue, MomentumTwin, make_average, update_average
 from mmlab.nn.patches import ConvStem, PatchEmbedding, conv_stem_widths, patchify, unpatchify
 from mmlab.nn.positions import INTERPOLATIONS, Grid, interpolate_positions, sincos_positions
+from mmlab.nn.single_stream import JointFeatures, SingleStream
 
 __all__ = [
     "ACTIVATIONS",
@@ -46,11 +48,13 @@ __all__ = [
     "TEMPERATURES",
     "Attention",
     "AttentionMask",
+    "BertClassifier",
     "BertConfig",
     "BertDecoder",
     "BertEmbeddings",
     "BertLanguageHead",
     "BertPooler",
+    "BertTransform",
     "BertTrunk",
     "BertWriting",
     "ContrastHead",
@@ -59,11 +63,13 @@ __all__ = [
     "DropPath",
     "FeatureQueue",
     "Grid",
+    "JointFeatures",
     "MomentumTwin",
     "PatchEmbedding",
     "PatchMask",
     "PostNormBlock",
     "QuickGELU",
+    "SingleStream",
     "TransformerBlock",
     "beam_search",
     "bert_block",
