@@ -83,13 +83,13 @@ class LanguageModel:
         return [" ".join(text.split()) for text in texts]
 
 
-def import_transformers() -> ModuleType:
+def import_transformers(needed_by: str = "a language model") -> ModuleType:
     """The library; ImportError that says what to install where it is missing."""
     try:
         import transformers
     except ImportError:
         raise ImportError(
-            "a language model needs transformers; install it with: pip install 'transformers>=5.0'"
+            f"{needed_by} needs transformers; install it with: pip install 'transformers>=5.0'"
         ) from None
     return transformers
 
