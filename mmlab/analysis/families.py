@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -372,8 +373,9 @@ class LayerCost:
     parameters: int
 
 
-def layer_costs(family: str, config: ToyConfig = BASE_WIDTH) -> list[LayerCost]:
-    """The cost of each layer, measured: hooks see what the parts of one run are given.
+@cache
+def layer_costs(family: str, config: ToyConfig = BASE_WIDTH) -> tuple[LayerCost, ...]:
+    """The cost of each layer, measured once: hooks see what the parts of one run are given.
 
     Two words and three patches run on a device without memory; the sizes tell who is who.
     """
@@ -387,7 +389,7 @@ def layer_costs(family: str, config: ToyConfig = BASE_WIDTH) -> list[LayerCost]:
         prefix = f"layers.{index}."
         seen = tuple(kinds for name, kinds in looks.items() if name.startswith(prefix))
         costs.append(_layer_cost(layer, pair, seen))
-    return costs
+    return tuple(costs)
 
 
 def _layer_cost(
@@ -435,6 +437,7 @@ def pair_costs(
     return costs
 
 
+@cache
 def meeting_layers(family: str) -> tuple[int, int]:
     """The first layers (from 0) after which a word knows of a patch, and a patch of a word.
 
