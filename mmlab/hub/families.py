@@ -11,7 +11,24 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from mmlab.models import albef, blip, blip2, clip, flip, mae, vilt, vit, vlmo
+from mmlab.models import (
+    albef,
+    blip,
+    blip2,
+    clip,
+    flip,
+    lxmert,
+    mae,
+    oscar,
+    unicoder_vl,
+    uniter,
+    vilbert,
+    vilt,
+    visualbert,
+    vit,
+    vlbert,
+    vlmo,
+)
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,111 @@ FAMILIES = {
         positions={"position_embedding": 1},
         offsets=("position_bias.table",),
         behaviour=("norm_eps", "text_norm_eps", "activation"),
+    ),
+    "visualbert": Family(
+        network=visualbert.VisualBERT,
+        sizes={
+            "visualbert-b-vqa-coco": visualbert.VISUALBERT_B_VQA_COCO,
+            "visualbert-b-nlvr2-coco": visualbert.VISUALBERT_B_NLVR2_COCO,
+            "visualbert-b-vcr-coco": visualbert.VISUALBERT_B_VCR_COCO,
+            "visualbert-b-flickr-coco": visualbert.VISUALBERT_B_FLICKR_COCO,
+            "visualbert-b-vqa": visualbert.VISUALBERT_B_VQA,
+            "visualbert-b-nlvr2": visualbert.VISUALBERT_B_NLVR2,
+            "visualbert-b-vcr": visualbert.VISUALBERT_B_VCR,
+            "visualbert-b-flickr": visualbert.VISUALBERT_B_FLICKR,
+            "visualbert-mini": visualbert.VISUALBERT_MINI,
+        },
+        layouts="visualbert*",
+        # Where answers are read shows in no shape.
+        behaviour=("norm_eps", "activation", "answer_from"),
+    ),
+    "lxmert": Family(
+        network=lxmert.LXMERT,
+        sizes={
+            "lxmert-b": lxmert.LXMERT_B,
+            "lxmert-b-vqa": lxmert.LXMERT_B_VQA,
+            "lxmert-b-gqa": lxmert.LXMERT_B_GQA,
+            "lxmert-b-nlvr2": lxmert.LXMERT_B_NLVR2,
+            "lxmert-mini": lxmert.LXMERT_MINI,
+        },
+        layouts="lxmert*",
+    ),
+    "vilbert": Family(
+        network=vilbert.ViLBERT,
+        sizes={
+            "vilbert-b-2": vilbert.VILBERT_B_2,
+            "vilbert-b-4": vilbert.VILBERT_B_4,
+            "vilbert-b-6": vilbert.VILBERT_B_6,
+            "vilbert-b-8": vilbert.VILBERT_B_8,
+            "vilbert-l-2": vilbert.VILBERT_L_2,
+            "vilbert-l-4": vilbert.VILBERT_L_4,
+            "vilbert-l-6": vilbert.VILBERT_L_6,
+            "vilbert-roberta-b-6": vilbert.VILBERT_ROBERTA_B_6,
+            "vilbert-12-in-1": vilbert.VILBERT_12_IN_1,
+            "vilbert-mini": vilbert.VILBERT_MINI,
+        },
+        layouts="vilbert*",
+        behaviour=(
+            *("norm_eps", "activation", "fusion", "coattention"),
+            *("text_connections", "region_connections"),
+        ),
+    ),
+    "uniter": Family(
+        network=uniter.UNITER,
+        sizes={
+            "uniter-b": uniter.UNITER_B,
+            "uniter-l": uniter.UNITER_L,
+            **uniter.UNITER_TASKS,
+            "uniter-mini": uniter.UNITER_MINI,
+        },
+        layouts="uniter*",
+    ),
+    "unicoder-vl": Family(
+        network=unicoder_vl.UnicoderVL,
+        sizes={
+            "unicoder-vl-b": unicoder_vl.UNICODER_VL_B,
+            "unicoder-vl-b-retrieval": unicoder_vl.UNICODER_VL_B_RETRIEVAL,
+            "unicoder-vl-b-vcr": unicoder_vl.UNICODER_VL_B_VCR,
+            "unicoder-vl-mini": unicoder_vl.UNICODER_VL_MINI,
+        },
+    ),
+    "oscar": Family(
+        network=oscar.Oscar,
+        sizes={
+            "oscar-b": oscar.OSCAR_B,
+            "oscar-b-vqa": oscar.OSCAR_B_VQA,
+            "oscar-b-nlvr2": oscar.OSCAR_B_NLVR2,
+            "oscar-b-retrieval": oscar.OSCAR_B_RETRIEVAL,
+            "oscar-b-captioning": oscar.OSCAR_B_CAPTIONING,
+            "oscar-l": oscar.OSCAR_L,
+            "oscar-l-vqa": oscar.OSCAR_L_VQA,
+            "oscar-l-nlvr2": oscar.OSCAR_L_NLVR2,
+            "oscar-l-retrieval": oscar.OSCAR_L_RETRIEVAL,
+            "oscar-l-captioning": oscar.OSCAR_L_CAPTIONING,
+            "oscar-plus-b": oscar.OSCAR_PLUS_B,
+            "oscar-plus-b-vqa": oscar.OSCAR_PLUS_B_VQA,
+            "oscar-plus-b-nlvr2": oscar.OSCAR_PLUS_B_NLVR2,
+            "oscar-plus-b-retrieval": oscar.OSCAR_PLUS_B_RETRIEVAL,
+            "oscar-plus-b-captioning": oscar.OSCAR_PLUS_B_CAPTIONING,
+            "oscar-plus-l": oscar.OSCAR_PLUS_L,
+            "oscar-plus-l-vqa": oscar.OSCAR_PLUS_L_VQA,
+            "oscar-plus-l-nlvr2": oscar.OSCAR_PLUS_L_NLVR2,
+            "oscar-plus-l-retrieval": oscar.OSCAR_PLUS_L_RETRIEVAL,
+            "oscar-plus-l-captioning": oscar.OSCAR_PLUS_L_CAPTIONING,
+            "oscar-mini": oscar.OSCAR_MINI,
+        },
+        layouts="oscar*",
+        behaviour=("norm_eps", "image_norm_eps", "activation"),
+    ),
+    "vlbert": Family(
+        network=vlbert.VLBERT,
+        sizes={
+            "vlbert-b": vlbert.VLBERT_B,
+            "vlbert-l": vlbert.VLBERT_L,
+            "vlbert-b-vqa": vlbert.VLBERT_B_VQA,
+            "vlbert-l-vqa": vlbert.VLBERT_L_VQA,
+            "vlbert-mini": vlbert.VLBERT_MINI,
+        },
     ),
 }
 

@@ -58,8 +58,8 @@ class CheckpointFile:
 def read_checkpoint(source: str | Path) -> CheckpointFile:
     """Read a file, a Hugging Face folder or a model of the Hugging Face Hub (``"owner/name"``).
 
-    Files: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``. Pickled code is
-    refused, never run. CheckpointError says what is wrong with the source.
+    Files: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.th``, ``.bin``, ``.ckpt``. Pickled code
+    is refused, never run. CheckpointError says what is wrong with the source.
     """
     path = Path(source)
     if path.is_dir():
@@ -195,6 +195,7 @@ _READERS: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, str]]]] 
     ".npz": _read_npz,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".th": _read_torch,
     ".bin": _read_torch,
     ".ckpt": _read_torch,
 }

@@ -111,7 +111,8 @@ class Layout:
     of the prefixes in ``strip``. ``ignored`` are patterns (regular expressions) of their keys that
     are no weights of ours, such as ``position_ids``. ``tied`` are their tensors that are stored
     twice, ``dropped`` our keys that they have no place for. ``hf_config`` tells what a
-    ``config.json`` beside the file means.
+    ``config.json`` beside the file means. ``mark`` is one of their keys without which a file is not
+    taken for one of this layout: where a whole BERT is a part, any BERT has most of the others.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Layout:
     tied: tuple[Tie, ...] = ()
     dropped: tuple[str, ...] = ()
     hf_config: HFConfig | None = None
+    mark: str = ""
 
     def table_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """Key in a file → key in this table; ignored keys left out."""
@@ -139,8 +141,10 @@ class Layout:
         }
 
     def share_of_known(self, keys: Iterable[str]) -> float:
-        """Which share of ``keys``, 0 to 1, this layout has a row for."""
+        """Which share of ``keys``, 0 to 1, this layout has a row for; 0 without its ``mark``."""
         known = self.table_keys(keys).values()
+        if self.mark and self.mark not in known:
+            return 0.0
         return sum(bool(self._their_keys.fullmatch(key)) for key in known) / max(1, len(known))
 
     def share_of_needed(self, keys: Iterable[str]) -> float:
@@ -243,7 +247,13 @@ def convert(
     scopes = _bind_axes(layout, steps, state, sizes)
     converted: dict[str, Tensor] = {}
     for step in steps:
-        converted.update(step.run(state, scopes[step.scope]))
+        for key, tensor in step.run(state, scopes[step.scope]).items():
+            # What we keep under two names (LXMERT's cross-attention) may be one tensor of theirs.
+            known = converted.setdefault(key, tensor)
+            if known is not tensor and not _equal(known, tensor):
+                raise CheckpointError(
+                    f"{key!r} has one value in layout {layout!r}, but {step.sources[0]!r} differs"
+                )
     return converted, scopes[""]
 
 

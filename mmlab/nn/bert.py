@@ -109,10 +109,16 @@ class BertEmbeddings(nn.Module):
         longest = self.position_embedding.num_embeddings
         if end > longest:
             raise ValueError(f"a text may have {longest} tokens, this one has {end}")
-        x = self.word_embedding(ids) + self.position_embedding.weight[start:end]
-        if self.type_embedding is not None:
-            x = x + (self.type_embedding.weight[0] if types is None else self.type_embedding(types))
-        return x
+        x = self.word_embedding(ids) + self.position_rows(start, end)
+        return x if self.type_embedding is None else x + self.type_rows(types)
+
+    def position_rows(self, start: int, end: int) -> Float[Tensor, "tokens dim"]:
+        """The vectors of the positions from ``start`` to before ``end``."""
+        return self.position_embedding.weight[start:end]
+
+    def type_rows(self, types: Int[Tensor, "batch tokens"] | None) -> Float[Tensor, "*tokens dim"]:
+        """The vectors of the types; that of type 0 if None."""
+        return self.type_embedding.weight[0] if types is None else self.type_embedding(types)
 
 
 class BertPooler(nn.Module):
@@ -189,12 +195,16 @@ class BertDecoder(BertTrunk):
         self,
         ids: Int[Tensor, "batch tokens"],
         valid: Bool[Tensor, "batch tokens"],
-        context: Float[Tensor, "batch context_tokens context_dim"],
+        context: Float[Tensor, "contexts context_tokens context_dim"],
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
-        """Scores of the next word; a token sees those before it and the whole context."""
+        """Scores of the next word; a token sees those before it and the whole context.
+
+        ``context_rows`` as in ``Attention``; ``context_mask`` is that of each row of ``ids``.
+        """
         mask = causal_mask(ids.shape[1], ids.device) & padding_mask(valid)
-        return self.word_logits(self.encode(ids, mask, context, context_mask))
+        return self.word_logits(self.encode(ids, mask, context, context_mask, context_rows))
 
     def word_logits(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Scores of words after each token."""

@@ -54,20 +54,21 @@ class SingleStream(nn.Module):
         x = run_blocks(
             self.blocks,
             torch.cat([text, regions], dim=1),
-            _joint_mask(text, regions, text_valid, region_valid, mask),
+            joint_mask(text, regions, text_valid, region_valid, mask),
             self.activation_checkpointing,
         )
         words, found = x.tensor_split([text.shape[1]], dim=1)
         return JointFeatures(words, found, self.pooler(x))
 
 
-def _joint_mask(
+def joint_mask(
     text: Float[Tensor, "batch tokens dim"],
     regions: Float[Tensor, "batch regions dim"],
-    text_valid: Bool[Tensor, "batch tokens"] | None,
-    region_valid: Bool[Tensor, "batch regions"] | None,
-    mask: AttentionMask | None,
+    text_valid: Bool[Tensor, "batch tokens"] | None = None,
+    region_valid: Bool[Tensor, "batch regions"] | None = None,
+    mask: AttentionMask | None = None,
 ) -> AttentionMask | None:
+    """Who sees whom in ``[words | regions]``, as in ``SingleStream``; None if all see all."""
     if text_valid is None and region_valid is None:
         return mask
     parts = ((text, text_valid), (regions, region_valid))

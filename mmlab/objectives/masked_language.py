@@ -6,6 +6,7 @@ into "gi", "##raf", "##fe", a model can guess "##raf" from its neighbours withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,24 +37,48 @@ def mask_tokens(
     probability: float = 0.15,
     word_ids: Int64[Tensor, "batch tokens"] | None = None,
     generator: torch.Generator | None = None,
+    at_least_one: bool = False,
+    never_drawn: Sequence[int] = (),
 ) -> MaskedTokens:
     """Choose each maskable token with ``probability``; of the chosen ones hide most.
 
     80 % become ``mask_id``, 10 % a token drawn from the whole vocabulary, 10 % stay (BERT, appendix
     A.1), so that a model cannot rely on ``mask_id`` to know what it will be asked. ``maskable`` is
     False on special tokens and padding. With ``word_ids`` (the word each token belongs to) words
-    are chosen, and all of their tokens with them. ValueError for a wrong probability.
+    are chosen, and all of their tokens with them.
+
+    UNITER's ways (``data/mlm.py``): with ``at_least_one``, a text of which no token is chosen loses
+    its first maskable one to ``mask_id``; tokens ``never_drawn``, special ones, replace no other.
+    ValueError for a wrong probability, or if no token is left to draw.
     """
     if not 0 < probability < 1:
         raise ValueError(f"probability must lie between 0 and 1, got {probability}")
     draw = _Draws(ids, generator)
     luck = draw.uniform() if word_ids is None else _by_word(draw.uniform(), word_ids)
     chosen = (luck < probability) & maskable
+    masked = hide_tokens(ids, chosen, mask_id, vocab_size, generator, never_drawn)
+    if not at_least_one:
+        return masked
+    first = _first(maskable) & ~chosen.any(1, keepdim=True)
+    labels = torch.where(first, ids, masked.labels)
+    return MaskedTokens(masked.ids.masked_fill(first, mask_id), labels)
+
+
+def hide_tokens(
+    ids: Int64[Tensor, "batch tokens"],
+    chosen: Bool[Tensor, "batch tokens"],
+    mask_id: int,
+    vocab_size: int,
+    generator: torch.Generator | None = None,
+    never_drawn: Sequence[int] = (),
+) -> MaskedTokens:
+    """The second half of ``mask_tokens``: most of the ``chosen`` tokens are hidden, as there."""
+    draw = _Draws(ids, generator)
     fate = draw.uniform()
     hidden = chosen & (fate < TO_MASK)
     replaced = chosen & (fate >= TO_MASK) & (fate < TO_MASK + TO_RANDOM)
     masked = torch.where(hidden, mask_id, ids)
-    masked = torch.where(replaced, draw.integers(vocab_size), masked)
+    masked = torch.where(replaced, draw.words(vocab_size, never_drawn), masked)
     return MaskedTokens(masked, ids.masked_fill(~chosen, IGNORED))
 
 
@@ -103,6 +128,11 @@ def _count(labels: Int64[Tensor, "batch tokens"]) -> Int64[Tensor, ""]:
     return (labels != IGNORED).sum().clamp_min(1)
 
 
+def _first(places: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+    """The first True of each row alone."""
+    return places & (places.cumsum(1) == 1)
+
+
 def _by_word(
     luck: Float[Tensor, "batch tokens"], word_ids: Int64[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens"]:
@@ -122,7 +152,12 @@ class _Draws:
         drawn = torch.rand(self.ids.shape, generator=self.generator, device=self.device)
         return drawn.to(self.ids.device)
 
-    def integers(self, high: int) -> Int64[Tensor, "batch tokens"]:
+    def words(self, vocab_size: int, never: Sequence[int]) -> Int64[Tensor, "batch tokens"]:
+        allowed = torch.ones(vocab_size, dtype=torch.bool)
+        allowed[list(never)] = False
+        words = allowed.nonzero().flatten().to(self.ids.device)
+        if not len(words):
+            raise ValueError(f"never_drawn must leave some of the {vocab_size} tokens, leaves none")
         shape, device = self.ids.shape, self.device
-        drawn = torch.randint(high, shape, generator=self.generator, device=device)
-        return drawn.to(self.ids.device)
+        drawn = torch.randint(len(words), shape, generator=self.generator, device=device)
+        return words[drawn.to(self.ids.device)]

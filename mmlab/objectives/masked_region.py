@@ -68,7 +68,7 @@ def region_distribution_loss(
 ) -> Float[Tensor, ""]:
     """KL divergence from the detector's distribution to the model's, mean over chosen regions.
 
-    ViLBERT, section 3.1, and UNITER, section 3.2 (MRC-kl). UNITER's code divides by the number of
+    ViLBERT, section 2.2, and UNITER, section 3.2 (MRC-kl). UNITER's code divides by the number of
     classes as well (``per_class``), which makes its loss 1601 times as small. 0 if none is chosen.
     """
     log_p, q = logits[chosen].log_softmax(-1), targets[chosen]
@@ -86,6 +86,20 @@ def region_class_loss(
     return total / _count(chosen)
 
 
+def region_soft_class_loss(
+    logits: Float[Tensor, "batch regions classes"],
+    targets: Float[Tensor, "batch regions classes"],
+    chosen: Chosen,
+) -> Float[Tensor, ""]:
+    """Cross-entropy with the detector's distribution, mean over chosen regions; 0 if none is.
+
+    VL-BERT (section 3.3, task 2; ``soft_cross_entropy``). More than ``region_distribution_loss`` by
+    the entropy of the targets, so the gradients are the same.
+    """
+    total = F.cross_entropy(logits[chosen], targets[chosen], reduction="sum")
+    return total / _count(chosen)
+
+
 def region_feature_loss(
     predicted: Float[Tensor, "batch regions dim"],
     features: Float[Tensor, "batch regions dim"],
@@ -97,6 +111,56 @@ def region_feature_loss(
     """
     total = F.mse_loss(predicted[chosen], features[chosen], reduction="sum")
     return total / (_count(chosen) * features.shape[-1])
+
+
+def smooth_region_feature_loss(
+    predicted: Float[Tensor, "batch regions dim"],
+    features: Float[Tensor, "batch regions dim"],
+    chosen: Chosen,
+    valid: Bool[Tensor, "batch regions"],
+) -> Float[Tensor, ""]:
+    """Smooth L1 of chosen regions, its mean over all numbers of a feature, over all valid regions.
+
+    LXMERT: section 3.1 says L2, ``lxrt/modeling.py`` has this. What the mean over many that were
+    not chosen takes away, the caller gives back: one over the share of chosen regions.
+    """
+    errors = F.smooth_l1_loss(predicted, features, reduction="none").mean(-1)
+    return errors.masked_fill(~(chosen & valid), 0.0).sum() / _count(valid)
+
+
+def weighted_region_label_loss(
+    logits: Float[Tensor, "batch regions labels"],
+    labels: Int64[Tensor, "batch regions kinds"],
+    weights: Float[Tensor, "batch regions kinds"],
+    valid: Bool[Tensor, "batch regions"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy times a weight, the detector's confidence, mean over all valid regions.
+
+    LXMERT's classes and attributes (``lxrt/modeling.py``): a region counts whether it was hidden or
+    not. A detector that tells several kinds of attributes has several labels a region, of one
+    vocabulary; the mean is over these, too.
+    """
+    losses = -logits.log_softmax(-1).gather(-1, labels) * weights
+    return losses[valid].sum() / (_count(valid) * labels.shape[-1])
+
+
+def region_contrast_loss(
+    predicted: Float[Tensor, "batch regions dim"],
+    features: Float[Tensor, "batch regions dim"],
+    chosen: Chosen,
+    negatives: Int64[Tensor, "batch regions negatives"],
+) -> Float[Tensor, ""]:
+    """Which feature was it? Cross-entropy over the true one and the ``negatives`` of each region.
+
+    Scores are products of the predicted vector with the features; ``negatives`` are numbers of
+    regions, counted row by row through the batch. ``visual_target`` 2 of ViLBERT's code
+    (``vilbert/vilbert.py``). Mean over chosen regions; 0 if none is chosen.
+    """
+    others = features.flatten(0, 1)[negatives[chosen]]
+    candidates = torch.cat([features[chosen][:, None], others], dim=1)
+    scores = (candidates @ predicted[chosen][..., None]).squeeze(-1)
+    first = scores.new_zeros(len(scores), dtype=torch.int64)
+    return F.cross_entropy(scores, first, reduction="sum") / _count(chosen)
 
 
 def _count(chosen: Chosen) -> Int64[Tensor, ""]:

@@ -38,7 +38,7 @@ def assert_same(left, right):
     assert all(torch.equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left)
 
 
-ENDINGS = [".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt"]
+ENDINGS = [".safetensors", ".npz", ".pt", ".pth", ".th", ".bin", ".ckpt"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -148,7 +148,7 @@ class Malicious:
         return os.mkdir, (str(self.target),)
 
 
-@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt"])
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".th", ".bin", ".ckpt"])
 def test_code_in_a_pickle_does_not_run(tmp_path, ending):
     path, target = tmp_path / f"weights{ending}", tmp_path / "owned"
     torch.save({"model": TENSORS, "extra": Malicious(target)}, path)

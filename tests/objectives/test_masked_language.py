@@ -72,6 +72,54 @@ def test_the_same_generator_masks_the_same():
     assert not torch.equal(first.ids, other.ids)
 
 
+def test_a_text_loses_its_first_word_where_none_is_chosen():
+    ids, maskable, generator = captions()
+    maskable[:, 1] = False
+    masked, labels = mask_tokens(
+        ids, maskable, MASK, VOCAB, 0.01, generator=generator, at_least_one=True
+    )
+    chosen = labels != IGNORED
+    assert chosen.any(1).all() and not chosen[~maskable].any()
+    alone = chosen[:, 2] & (chosen.sum(1) == 1)
+    assert alone.float().mean() > 0.9
+    # The first word is hidden for certain; 80 % are where luck has chosen.
+    assert (masked[:, 2] == MASK)[alone].float().mean() > 0.99
+    unmaskable = torch.zeros_like(maskable)
+    labels = mask_tokens(ids, unmaskable, MASK, VOCAB, at_least_one=True).labels
+    assert (labels == IGNORED).all()
+
+
+def test_one_at_least_changes_nothing_where_one_is_chosen():
+    ids, maskable, _ = captions(batch=200)
+    plain, sure = (
+        mask_tokens(
+            ids,
+            maskable,
+            MASK,
+            VOCAB,
+            generator=torch.Generator().manual_seed(3),
+            at_least_one=at_least_one,
+        )
+        for at_least_one in (False, True)
+    )
+    rows = (plain.labels != IGNORED).any(1)
+    assert 0 < rows.sum() < len(rows)
+    assert torch.equal(plain.ids[rows], sure.ids[rows])
+    assert torch.equal(plain.labels[rows], sure.labels[rows])
+    assert not torch.equal(plain.labels, sure.labels)
+
+
+def test_special_tokens_replace_no_other():
+    ids, maskable, generator = captions()
+    never = (*range(5), 100, VOCAB - 1)
+    masked, labels = mask_tokens(ids, maskable, MASK, VOCAB, 0.9, None, generator, False, never)
+    replaced = masked[(labels != IGNORED) & (masked != MASK) & (masked != ids)]
+    assert not torch.isin(replaced, torch.tensor(never)).any()
+    assert replaced.min() < 10 and replaced.max() > VOCAB - 10
+    with pytest.raises(ValueError, match="never_drawn must leave some of the 3 tokens"):
+        mask_tokens(ids, maskable, MASK, 3, generator=generator, never_drawn=(0, 1, 2))
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.5])
 def test_a_wrong_probability_is_named(probability):
     ids, maskable, _ = captions(batch=2)

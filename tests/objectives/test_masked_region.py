@@ -9,6 +9,7 @@ from mmlab.objectives.masked_region import (
     region_class_loss,
     region_distribution_loss,
     region_feature_loss,
+    region_soft_class_loss,
 )
 
 
@@ -145,3 +146,24 @@ def test_without_a_chosen_region_losses_are_zero_and_have_a_gradient():
     assert all(loss.item() == 0 for loss in losses)
     sum(losses).backward()
     assert not logits.grad.any()
+
+
+def test_soft_classes_cost_their_entropy_more_than_the_divergence():
+    _, valid, generator = batch(rows=20)
+    chosen = choose_regions(valid, 0.5, generator=generator)
+    targets = torch.rand(20, 10, 7, generator=generator).softmax(-1)
+    losses, gradients = [], []
+    for loss in (region_soft_class_loss, region_distribution_loss):
+        logits = torch.randn(20, 10, 7, generator=torch.Generator().manual_seed(1))
+        value = loss(logits.requires_grad_(), targets, chosen)
+        value.backward()
+        losses.append(value)
+        gradients.append(logits.grad)
+    entropy = -(targets * targets.log()).sum(-1)[chosen].mean()
+    torch.testing.assert_close(losses[0], losses[1] + entropy)
+    torch.testing.assert_close(*gradients)
+    certain = torch.eye(7)[torch.randint(7, (20, 10), generator=generator)]
+    logits = torch.randn(20, 10, 7, generator=generator)
+    hard = region_class_loss(logits, certain.argmax(-1), chosen)
+    torch.testing.assert_close(region_soft_class_loss(logits, certain, chosen), hard)
+    assert region_soft_class_loss(logits, targets, torch.zeros_like(chosen)) == 0

@@ -1,8 +1,38 @@
 """The layouts that mmlab knows: one file of tables a system."""
 
-from mmlab.hub.tables import albef, blip, blip2, clip, flip, mae, vilt, vit, vlmo
+from mmlab.hub.tables import (
+    albef,
+    blip,
+    blip2,
+    clip,
+    flip,
+    lxmert,
+    mae,
+    oscar,
+    uniter,
+    vilbert,
+    vilt,
+    visualbert,
+    vit,
+    vlmo,
+)
 
-_TABLES = (vit, mae, clip, flip, vilt, albef, blip, blip2, vlmo)
+_TABLES = (
+    vit,
+    mae,
+    clip,
+    flip,
+    vilt,
+    albef,
+    blip,
+    blip2,
+    vlmo,
+    lxmert,
+    visualbert,
+    vilbert,
+    uniter,
+    oscar,
+)
 
 LAYOUTS = {layout.name: layout for table in _TABLES for layout in table.LAYOUTS}
 
