@@ -29,6 +29,13 @@ _ARRAYS: dict[str, tuple[int | None, str]] = {
 }
 
 
+LOCATION_DIM = 6
+"""Numbers behind each of OSCAR's features: corners, width and height, as shares of the image."""
+
+# A pixel more or less (whether a box ends at its last pixel or behind it) is no damage.
+_SIZE_TOLERANCE = 0.02
+
+
 class FeatureFileError(ValueError):
     """A feature file that cannot be used, or a damaged row; one sentence names file and row."""
 
@@ -60,6 +67,33 @@ def row_regions(fields: Fields, where: str) -> Regions:
         attributes=arrays.get("attrs_id"),
         attribute_confidences=arrays.get("attrs_conf"),
     )
+
+
+def located_regions(features: object, num_boxes: object, where: str) -> Regions:
+    """One image of OSCAR or VinVL as a batch of one: base64 of features and locations.
+
+    A box's feature and its location are one row. The boxes are shares of the image, so the image's
+    size is (1, 1).
+
+    Raises:
+        FeatureFileError: they cannot be read, do not fit each other, or the last six numbers are no
+            ``corner_size_locations``.
+    """
+    number = _positive(num_boxes, "num_boxes", where)
+    rows = _array(features, "features", number, where)
+    if rows.shape[1] <= LOCATION_DIM:
+        raise FeatureFileError(
+            f"{where}: features are {rows.shape[1]} numbers a box; six of a location come last"
+        )
+    features, corners, sizes = rows.tensor_split([-LOCATION_DIM, -2], dim=1)
+    extents = corners[:, 2:] - corners[:, :2]
+    inside = (corners >= -_SIZE_TOLERANCE) & (corners <= 1 + _SIZE_TOLERANCE)
+    if not (inside.all() and (sizes - extents).abs().max() <= _SIZE_TOLERANCE):
+        raise FeatureFileError(
+            f"{where}: the last six numbers of a box must be (x1, y1, x2, y2, width, height) as "
+            "shares of the image"
+        )
+    return make_regions(where, features=features, boxes=corners, image_size=(1, 1))
 
 
 def make_regions(
@@ -97,7 +131,7 @@ def check_feature_dim(regions: Regions, dim: int | None, where: str) -> None:
         )
 
 
-def _positive(value: str | bytes | int, name: str, where: str) -> int:
+def _positive(value: object, name: str, where: str) -> int:
     try:
         number = int(value)
     except (ValueError, TypeError, OverflowError):
@@ -107,7 +141,7 @@ def _positive(value: str | bytes | int, name: str, where: str) -> int:
     return number
 
 
-def _array(value: str | bytes | int, name: str, number: int, where: str) -> Tensor:
+def _array(value: object, name: str, number: int, where: str) -> Tensor:
     """``(number, columns)`` values out of base64."""
     columns, dtype = _ARRAYS[name]
     try:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -35,46 +36,38 @@ _LONGEST_ID = 200
 PathLike = str | os.PathLike[str]
 
 
-class FeatureTSV(Dataset):
-    """Regions by row number, read from the file when asked for.
+class RowsOfTSV(Dataset):
+    """The lines of a TSV by row number, or by the id that they begin with.
 
     Opening reads the file once to find where its lines begin; with ``index`` that is kept in a
-    small JSON file, which is made anew when the file has changed. ``columns`` names the columns;
-    without it the layout is one of ``BOTTOM_UP``, ``VILBERT`` and ``LXMERT``, told by their number.
-    Columns of other names are left aside.
+    small JSON file, which is made anew when the file has changed. ``read`` says what a line means.
 
     Raises:
-        FeatureFileError: the file cannot be read, is empty, or its first row is damaged. Reading
-            another row raises it if that one is.
+        FeatureFileError: the file cannot be read or is empty.
     """
 
-    def __init__(
-        self, path: PathLike, columns: Sequence[str] | None = None, index: PathLike | None = None
-    ):
-        self.path, self.columns = Path(path), columns and tuple(columns)
+    def __init__(self, path: PathLike, index: PathLike | None = None):
+        self.path = Path(path)
         try:
             self._starts, self.ids = _load_index(self.path, index)
-            if not self.ids:
-                raise FeatureFileError(f"{str(self.path)!r} is empty")
-            self.columns = self.columns or _layout(self._line(0), self._where(0))
         except OSError as error:
             raise FeatureFileError(f"cannot read {str(path)!r}: {error.strerror}") from None
-        self.feature_dim = None
-        self.feature_dim = self[0].features.shape[2]
+        if not self.ids:
+            raise FeatureFileError(f"{str(self.path)!r} is empty")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, row: int) -> Regions:
+    def __getitem__(self, row: int) -> Any:
         (row,) = check_rows([row], len(self)).tolist()
-        where = self._where(row)
-        fields = _fields(self._line(row), self.columns, where)
-        regions = row_regions(fields, where)
-        check_feature_dim(regions, self.feature_dim, where)
-        return regions
+        return self.read(self._line(row), self._where(row))
 
-    def find(self, image_id: str | int) -> Regions:
-        """The regions of the image of this id.
+    def read(self, line: bytes, where: str) -> Any:
+        """What stands in a line; ``where`` names it in errors."""
+        raise NotImplementedError
+
+    def find(self, image_id: str | int) -> Any:
+        """What stands in the row of this id.
 
         Raises:
             KeyError: there is no such image, or there are several rows for it.
@@ -97,9 +90,39 @@ class FeatureTSV(Dataset):
 
     def _line(self, row: int) -> bytes:
         # Opened anew each time: workers of a DataLoader must not share a place in the file.
-        with self.path.open("rb") as file:
-            file.seek(self._starts[row])
-            return file.readline()
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._starts[row])
+                return file.readline()
+        except OSError as error:
+            raise FeatureFileError(f"cannot read {str(self.path)!r}: {error.strerror}") from None
+
+
+class FeatureTSV(RowsOfTSV):
+    """Regions by row number, read from the file when asked for.
+
+    ``columns`` names the columns; without it the layout is one of ``BOTTOM_UP``, ``VILBERT`` and
+    ``LXMERT``, told by their number. Columns of other names are left aside. ``index`` as in
+    ``RowsOfTSV``.
+
+    Raises:
+        FeatureFileError: the file cannot be read, is empty, or its first row is damaged. Reading
+            another row raises it if that one is.
+    """
+
+    def __init__(
+        self, path: PathLike, columns: Sequence[str] | None = None, index: PathLike | None = None
+    ):
+        super().__init__(path, index)
+        self.columns = (columns and tuple(columns)) or _layout(self._line(0), self._where(0))
+        self.feature_dim = None
+        self.feature_dim = self[0].features.shape[2]
+
+    def read(self, line: bytes, where: str) -> Regions:
+        """The regions of one image."""
+        regions = row_regions(_fields(line, self.columns, where), where)
+        check_feature_dim(regions, self.feature_dim, where)
+        return regions
 
 
 def stream_tsv(
@@ -127,7 +150,8 @@ def stream_tsv(
         raise FeatureFileError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
-def _split(line: bytes) -> list[bytes]:
+def split_line(line: bytes) -> list[bytes]:
+    """The columns of a line, without its end."""
     return line.rstrip(b"\r\n").split(b"\t")
 
 
@@ -137,7 +161,7 @@ def _image_id(line: bytes) -> str:
 
 
 def _layout(line: bytes, where: str) -> tuple[str, ...]:
-    number = len(_split(line))
+    number = len(split_line(line))
     if number not in _LAYOUTS:
         raise FeatureFileError(
             f"{where}: there are {number} columns; the known layouts have "
@@ -147,7 +171,7 @@ def _layout(line: bytes, where: str) -> tuple[str, ...]:
 
 
 def _fields(line: bytes, columns: Sequence[str], where: str) -> dict[str, bytes]:
-    values = _split(line)
+    values = split_line(line)
     if len(values) != len(columns):
         raise FeatureFileError(
             f"{where}: there are {len(values)} columns, not the {len(columns)} of "
