@@ -15,7 +15,7 @@ import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("scenes", "vit", "clip", "flip", "blip", "albef", "qformer", "loss_memory", "search")
-PARTS += ("transport", "chapters")
+PARTS += ("lxmert", "visualbert", "transport", "chapters")
 
 
 def main():

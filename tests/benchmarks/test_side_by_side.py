@@ -10,24 +10,32 @@ import torch
 from mmlab.models.albef import ALBEF_MINI
 from mmlab.models.blip import BLIP_MINI
 from mmlab.models.blip2 import BLIP2_MINI
+from mmlab.models.lxmert import HEADS, LXMERT_MINI
+from mmlab.models.visualbert import VISUALBERT_MINI
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import albef
 import blip
+import lxmert
 import pairs
 import qformer
+import visualbert
 
 SMALL = {"image_size": 32, "vocab_size": 120, "dropout": 0.1}
 SIZES = {
     blip: replace(BLIP_MINI, **SMALL),
     albef: replace(ALBEF_MINI, **SMALL),
     qformer: replace(BLIP2_MINI, image_encoder="eva", stem="linear", **SMALL),
+    lxmert: replace(LXMERT_MINI, vocab_size=120, heads=HEADS, num_classes=9, dropout=0.1),
+    visualbert: replace(VISUALBERT_MINI, vocab_size=120, dropout=0.1),
 }
 FIGURES = {
     blip: {"features", "matching", "captioning_step"},
     albef: {"training_step"},
     qformer: {"queries", "queries_and_text"},
+    lxmert: {"features", "pretraining_step"},
+    visualbert: {"features", "pretraining_step"},
 }
 
 
