@@ -37,6 +37,7 @@ from mmlab.nn import (
     BertTransform,
     JointFeatures,
     bert_block,
+    find_head,
     init_bert,
     init_xavier,
     padding_mask,
@@ -124,18 +125,7 @@ class LXMERTConfig:
     @property
     def bert(self) -> BertConfig:
         """The language encoder; all other blocks are of the same size."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.text_depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self, depth=self.text_depth)
 
 
 class LXMERTEmbeddings(BertEmbeddings):
@@ -344,9 +334,7 @@ class LXMERT(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this LXMERT has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def masked_word_logits(
         self, features: JointFeatures, asked: Bool[Tensor, "batch tokens"]

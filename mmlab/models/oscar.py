@@ -35,6 +35,7 @@ from mmlab.nn import (
     JointFeatures,
     SingleStream,
     causal_mask,
+    find_head,
     init_bert,
     init_xavier,
     shared_checkpointing,
@@ -115,18 +116,7 @@ class OscarConfig:
     @property
     def bert(self) -> BertConfig:
         """The parts that come from BERT."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self)
 
 
 class Oscar(nn.Module):
@@ -213,9 +203,7 @@ class Oscar(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this Oscar has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
 
 class LinearClassifier(nn.Module):

@@ -33,6 +33,7 @@ from mmlab.nn import (
     BertTransform,
     JointFeatures,
     SingleStream,
+    find_head,
     init_bert,
     init_xavier,
     padding_mask,
@@ -124,19 +125,7 @@ class UNITERConfig:
     @property
     def bert(self) -> BertConfig:
         """The trunk."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            num_types=self.num_types,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self)
 
 
 class UNITERRegionEmbedding(nn.Module):
@@ -380,10 +369,7 @@ class UNITER(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            own = type(self).__name__
-            raise ValueError(f"this {own} has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
 
 _DECAYING_NORMS = ("feature_norm", "location_norm", "transform.norm")

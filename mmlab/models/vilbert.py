@@ -38,6 +38,7 @@ from mmlab.nn import (
     BertLanguageHead,
     PostNormBlock,
     bert_block,
+    find_head,
     init_bert,
     init_xavier,
     padding_mask,
@@ -164,19 +165,7 @@ class ViLBERTConfig:
     @property
     def bert(self) -> BertConfig:
         """The stream of words."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            num_types=self.num_types,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self)
 
     @property
     def region_outputs(self) -> int:
@@ -460,10 +449,7 @@ class ViLBERT(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            heads = self.config.heads
-            raise ValueError(f"this ViLBERT has no {name!r} head; it has heads={heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def _encode(
         self,

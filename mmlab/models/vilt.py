@@ -36,6 +36,7 @@ from mmlab.nn import (
     Grid,
     PatchEmbedding,
     TransformerBlock,
+    find_head,
     init_bert,
     interpolate_positions,
     padding_mask,
@@ -121,17 +122,8 @@ class ViLTConfig:
     @property
     def bert(self) -> BertConfig:
         """The parts that come from BERT."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.context_length,
-            activation=self.activation,
-            norm_eps=self.text_norm_eps,
-            dropout=self.dropout,
-        )
+        names = {"max_positions": self.context_length, "norm_eps": self.text_norm_eps}
+        return BertConfig.part_of(self, **names)
 
 
 class ViLTFeatures(NamedTuple):
@@ -308,9 +300,7 @@ class ViLT(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this ViLT has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def _mask_token(self) -> Float[Tensor, "1 1 dim"]:
         self.head("patches")

@@ -32,6 +32,7 @@ from mmlab.nn import (
     JointFeatures,
     SingleStream,
     bert_block,
+    find_head,
     init_bert,
     init_xavier,
     run_blocks,
@@ -117,19 +118,7 @@ class VisualBERTConfig:
     @property
     def bert(self) -> BertConfig:
         """The BERT that regions are put into."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            num_types=NUM_TYPES,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self, num_types=NUM_TYPES)
 
 
 class VisualBERTFeatures(NamedTuple):
@@ -297,10 +286,7 @@ class VisualBERT(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            heads = self.config.heads
-            raise ValueError(f"this VisualBERT has no {name!r} head; it has heads={heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def _no_regions(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch 0 feature_dim"]:
         weight = self.region_embeddings.projection.weight

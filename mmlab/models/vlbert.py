@@ -52,6 +52,7 @@ from mmlab.nn import (
     BertEmbeddings,
     BertLanguageHead,
     SingleStream,
+    find_head,
     init_bert,
     init_xavier,
     shared_checkpointing,
@@ -125,19 +126,7 @@ class VLBERTConfig:
     @property
     def bert(self) -> BertConfig:
         """The BERT that regions are put into."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.max_positions,
-            num_types=NUM_TYPES,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return BertConfig.part_of(self, num_types=NUM_TYPES)
 
 
 class VLBERTFeatures(NamedTuple):
@@ -291,9 +280,7 @@ class VLBERT(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this VLBERT has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def _check(self, ids: Tensor, features: Tensor | None, locations: Tensor | None) -> None:
         longest = self.config.max_positions - 2

@@ -40,6 +40,7 @@ from mmlab.nn import (
     DropPath,
     Grid,
     PatchEmbedding,
+    find_head,
     init_bert,
     interpolate_positions,
     padding_mask,
@@ -149,17 +150,8 @@ class VLMoConfig:
     @property
     def bert(self) -> BertConfig:
         """The parts that come from BERT."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            max_positions=self.context_length,
-            activation=self.activation,
-            norm_eps=self.text_norm_eps,
-            dropout=self.dropout,
-        )
+        names = {"max_positions": self.context_length, "norm_eps": self.text_norm_eps}
+        return BertConfig.part_of(self, **names)
 
 
 class VLMoFeatures(NamedTuple):
@@ -333,9 +325,7 @@ class VLMo(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this VLMo has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def embed_text(
         self, input_ids: Int[Tensor, "batch tokens"]

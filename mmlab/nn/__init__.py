@@ -25,7 +25,7 @@ from mmlab.nn.blocks import (
 )
 from mmlab.nn.contrast import TEMPERATURES, ContrastHead
 from mmlab.nn.decoding import beam_search, nucleus_filter, sample_text
-from mmlab.nn.heads import BertClassifier, BertTransform
+from mmlab.nn.heads import BertClassifier, BertTransform, find_head
 from mmlab.nn.masking import (
     PatchMask,
     init_joint_projections,
@@ -75,6 +75,7 @@ __all__ = [
     "bert_block",
     "causal_mask",
     "conv_stem_widths",
+    "find_head",
     "init_bert",
     "init_joint_projections",
     "init_xavier",

@@ -7,7 +7,7 @@ its own way.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -57,6 +57,16 @@ class BertConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+
+    @classmethod
+    def part_of(cls, config: object, **others: object) -> BertConfig:
+        """The BERT in a model: the fields of its ``config`` that have the same names.
+
+        ``others`` are those that it calls differently, or that are not its to choose.
+        """
+        names = {field.name for field in fields(cls)}
+        same = {name: value for name, value in vars(config).items() if name in names}
+        return cls(**{**same, **others})
 
 
 def bert_block(config: BertConfig, context_dim: int | None = None) -> PostNormBlock:

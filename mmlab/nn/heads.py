@@ -45,3 +45,11 @@ class BertClassifier(nn.Module):
     def forward(self, x: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch outputs"]:
         """Logits, or features where these are predicted."""
         return self.decoder(self.transform(x))
+
+
+def find_head(model: nn.Module, name: str) -> nn.Module:
+    """The head called ``name`` of a model with ``heads``; ValueError that tells which it has."""
+    if name not in model.heads:
+        own, heads = type(model).__name__, model.config.heads
+        raise ValueError(f"this {own} has no {name!r} head; it has heads={heads}")
+    return model.heads[name]

@@ -2,6 +2,8 @@
 
 import torch
 
+from mmlab.hub import from_mmlab, to_mmlab
+
 # All different, so that no two dimensions can be mixed up unseen.
 SIZES = {
     "image_size": 16,
@@ -25,6 +27,20 @@ def with_random_weights(model):
     for parameter in model.parameters():
         parameter.data += torch.randn(parameter.shape)
     return model
+
+
+def random_state(model):
+    """A state of random numbers, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return {key: torch.randn(t.shape, generator=generator) for key, t in model.state_dict().items()}
+
+
+def round_trip(layout, ours):
+    """``ours`` in a layout, after it was seen that the way there and back loses nothing."""
+    theirs = from_mmlab(layout, ours)
+    assert_equal(to_mmlab(layout, theirs), ours)
+    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    return theirs
 
 
 def assert_equal(left, right):

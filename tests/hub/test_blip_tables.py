@@ -21,7 +21,7 @@ from mmlab.hub import (
 from mmlab.models import blip
 from mmlab.models.blip import BLIP, BLIPConfig, BLIPPretraining
 from mmlab.models.blip_tasks import BLIPRetrieval
-from tests.hub.states import SIZES, assert_equal, with_random_weights
+from tests.hub.states import SIZES, assert_equal, round_trip, with_random_weights
 
 SHAPES = Path(__file__).parents[1] / "golden" / "blip_fullsize_shapes.json"
 SMALL = BLIPConfig(text_depth=2, merge_from=1, **SIZES)
@@ -53,10 +53,7 @@ def network(**changes):
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)
 def test_round_trip_is_exact(layout, changes):
-    ours = network(**changes).state_dict()
-    theirs = from_mmlab(layout, ours)
-    assert_equal(to_mmlab(layout, theirs), ours)
-    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    round_trip(layout, network(**changes).state_dict())
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING[3:])

@@ -7,7 +7,7 @@ from mmlab.hub.mapping import CheckpointError, convert
 from mmlab.hub.tables.mae import LAYOUTS
 from mmlab.hub.tables.vit import LAYOUTS as VIT_LAYOUTS
 from mmlab.models.mae import MAE, MAE_B_16, MAEConfig, mae_classifier
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state
 
 TABLES = {layout.name: layout for layout in (*LAYOUTS, *VIT_LAYOUTS)}
 WHOLE = ("mae", "mae-hf", "mae-hf-saved", "mae-hf-memory")
@@ -26,10 +26,8 @@ TINY = MAEConfig(
 )
 
 
-def random_state(model):
-    generator = torch.Generator().manual_seed(0)
-    state = model.state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(model):
+    return random_state(model)
 
 
 def read(layout, state):
@@ -42,7 +40,7 @@ def write(layout, state):
 
 @pytest.mark.parametrize("layout", WHOLE)
 def test_round_trip_is_exact_and_no_other_layout_fits_better(layout):
-    ours = random_state(MAE(TINY))
+    ours = small_state(MAE(TINY))
     theirs = write(layout, ours)
     assert_equal(read(layout, theirs), ours)
     assert_equal(write(layout, read(layout, theirs)), theirs)
@@ -102,7 +100,7 @@ def test_keys_and_shapes_of_a_real_b_16(layout):
 
 @pytest.mark.parametrize("layout", WHOLE)
 def test_predicted_values_are_ordered_row_column_channel_there_and_channel_first_here(layout):
-    ours = random_state(MAE(TINY))
+    ours = small_state(MAE(TINY))
     key = next(key for key in write(layout, ours) if key.endswith("decoder_pred.bias"))
     there = write(layout, ours)[key].reshape(4, 4, 2)
     here = ours["decoder.prediction.bias"].reshape(2, 4, 4)
@@ -111,14 +109,14 @@ def test_predicted_values_are_ordered_row_column_channel_there_and_channel_first
 
 
 def test_the_official_file_fuses_queries_keys_values_in_the_decoder_too():
-    ours = random_state(MAE(TINY))
+    ours = small_state(MAE(TINY))
     fused = write("mae", ours)["decoder_blocks.1.attn.qkv.weight"]
     parts = [ours[f"decoder.blocks.1.attention.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(fused, torch.cat(parts))
 
 
 def test_official_files_of_the_encoder_alone_are_those_of_a_vit():
-    ours = random_state(MAE(TINY))
+    ours = small_state(MAE(TINY))
     theirs = write("mae", ours)
     alone = {key: t for key, t in theirs.items() if not key.startswith(("decoder_", "mask_token"))}
     expected = {
@@ -131,7 +129,7 @@ def test_official_files_of_the_encoder_alone_are_those_of_a_vit():
 
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_fine_tuned_files_call_the_norm_otherwise(num_classes):
-    ours = random_state(mae_classifier(MAE(TINY), num_classes))
+    ours = small_state(mae_classifier(MAE(TINY), num_classes))
     theirs = write("mae-fine-tuned", ours)
     assert ("head.weight" in theirs) == (num_classes > 0)
     assert torch.equal(theirs["fc_norm.weight"], ours["fc_norm.weight"])
@@ -141,7 +139,7 @@ def test_fine_tuned_files_call_the_norm_otherwise(num_classes):
 
 
 def test_a_wrong_shape_is_named():
-    theirs = write("mae", random_state(MAE(TINY)))
+    theirs = write("mae", small_state(MAE(TINY)))
     theirs["decoder_pred.bias"] = torch.zeros(33)
     with pytest.raises(CheckpointError, match=r"'decoder_pred.bias' is \(33,\) instead of"):
         read("mae", theirs)

@@ -11,7 +11,7 @@ from mmlab.hub.tables import LAYOUTS
 from mmlab.models import oscar
 from mmlab.models.oscar import Oscar, OscarConfig
 from mmlab.models.oscar_tasks import oscar_with
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state, round_trip
 
 # All different, so that no two dimensions can be mixed up unseen.
 SMALL = dict(
@@ -45,18 +45,14 @@ HEADS |= {
 }
 
 
-def random_state(**changes):
-    generator = torch.Generator().manual_seed(0)
-    state = Oscar(OscarConfig(**SMALL | changes)).state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(**changes):
+    return random_state(Oscar(OscarConfig(**SMALL | changes)))
 
 
 @pytest.mark.parametrize(("layout", "heads"), FITTING)
 def test_round_trip_is_exact_and_the_layout_is_recognised(layout, heads):
-    ours = random_state(**HEADS[heads])
-    theirs = from_mmlab(layout, ours)
-    assert_equal(to_mmlab(layout, theirs), ours)
-    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    ours = small_state(**HEADS[heads])
+    theirs = round_trip(layout, ours)
     shares = {name: table.share_of_known(theirs) for name, table in LAYOUTS.items()}
     own = [shares.pop(name) for name in ("oscar", "oscar-plus-nlvr2", "oscar-untied")]
     assert max(own) == 1 and max(shares.values()) < 1
@@ -135,29 +131,29 @@ def test_keys_of_fine_tuned_models(layout, name, expected):
 
 
 def test_the_norm_of_regions_is_not_that_of_words():
-    ours = random_state(image_norm=True)
+    ours = small_state(image_norm=True)
     theirs = from_mmlab("oscar", ours)
     assert torch.equal(theirs["bert.LayerNorm.weight"], ours["image_norm.weight"])
     assert torch.equal(theirs["bert.embeddings.LayerNorm.weight"], ours["embeddings.norm.weight"])
 
 
 def test_the_last_matrix_is_the_word_table_or_an_error():
-    theirs = from_mmlab("oscar", random_state())
+    theirs = from_mmlab("oscar", small_state())
     table = theirs["bert.embeddings.word_embeddings.weight"]
     assert torch.equal(theirs["cls.predictions.decoder.weight"], table)
     theirs["cls.predictions.decoder.weight"] = table + 1
     with pytest.raises(CheckpointError, match="must be the same tensor in layout 'oscar'"):
         to_mmlab("oscar", theirs)
     del theirs["cls.predictions.decoder.weight"]
-    assert_equal(to_mmlab("oscar", theirs), random_state())
+    assert_equal(to_mmlab("oscar", theirs), small_state())
 
 
 def test_missing_and_left_over_keys_are_named():
-    theirs = from_mmlab("oscar", random_state())
+    theirs = from_mmlab("oscar", small_state())
     del theirs["cls.predictions.transform.dense.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'cls\.predictions\.transform\.dense\."):
         to_mmlab("oscar", theirs)
-    theirs = from_mmlab("oscar", random_state())
+    theirs = from_mmlab("oscar", small_state())
     theirs["bert.code_embeddings.weight"] = torch.zeros(3, 3)
     with pytest.raises(CheckpointError, match=r"1 left over: 'bert\.code_embeddings\.weight'"):
         to_mmlab("oscar", theirs)
@@ -168,7 +164,7 @@ def test_missing_and_left_over_keys_are_named():
 
 def write_official(path, layout="oscar", **changes):
     """As the official code writes ``pytorch_model.bin``; returns the weights in our names."""
-    ours = random_state(**changes)
+    ours = small_state(**changes)
     torch.save(from_mmlab(layout, ours), path)
     return ours
 

@@ -9,7 +9,7 @@ from mmlab.hub import create_model, detect_layout, from_mmlab, list_models, save
 from mmlab.hub.mapping import CheckpointError
 from mmlab.models import uniter
 from mmlab.models.uniter import UNITER, UNITERConfig, uniter_decays
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state, round_trip
 
 SMALL = dict(
     vocab_size=17,
@@ -37,18 +37,14 @@ HEADS = {
 }
 
 
-def random_state(**changes):
-    generator = torch.Generator().manual_seed(0)
-    state = UNITER(UNITERConfig(**SMALL | changes)).state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(**changes):
+    return random_state(UNITER(UNITERConfig(**SMALL | changes)))
 
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_round_trip_is_exact_and_the_layout_is_recognised(heads):
-    ours = random_state(**HEADS[heads])
-    theirs = from_mmlab("uniter", ours)
-    assert_equal(to_mmlab("uniter", theirs), ours)
-    assert_equal(from_mmlab("uniter", to_mmlab("uniter", theirs)), theirs)
+    ours = small_state(**HEADS[heads])
+    theirs = round_trip("uniter", ours)
     assert detect_layout(theirs) == "uniter"
 
 
@@ -129,7 +125,7 @@ def test_a_pretrained_file_has_both_copies_of_both_matrices():
     ],
 )
 def test_tied_tensors_must_agree_and_one_of_them_is_enough(copy, original):
-    ours = random_state()
+    ours = small_state()
     theirs = from_mmlab("uniter", ours)
     assert torch.equal(theirs[copy], theirs[original])
     alone = {key: tensor for key, tensor in theirs.items() if key != copy}
@@ -140,29 +136,29 @@ def test_tied_tensors_must_agree_and_one_of_them_is_enough(copy, original):
 
 
 def test_a_file_without_a_head_has_none_of_its_copies():
-    theirs = from_mmlab("uniter", random_state(heads=("match",)))
+    theirs = from_mmlab("uniter", small_state(heads=("match",)))
     assert not any(key.startswith(("cls.", "feat_regress")) for key in theirs)
 
 
 def test_missing_and_left_over_keys_are_named():
-    theirs = from_mmlab("uniter", random_state())
+    theirs = from_mmlab("uniter", small_state())
     del theirs["feat_regress.net.0.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'feat_regress\.net\.0\.bias'"):
         to_mmlab("uniter", theirs)
-    theirs = from_mmlab("uniter", random_state()) | {"wrong": torch.zeros(3)}
+    theirs = from_mmlab("uniter", small_state()) | {"wrong": torch.zeros(3)}
     with pytest.raises(CheckpointError, match="1 left over: 'wrong'"):
         to_mmlab("uniter", theirs)
 
 
 def test_wrong_shapes_are_named():
-    theirs = from_mmlab("uniter", random_state())
+    theirs = from_mmlab("uniter", small_state())
     theirs["uniter.img_embeddings.pos_linear.weight"] = torch.zeros(13, 7)
     with pytest.raises(CheckpointError, match=r"'uniter.img_embeddings.pos_linear.weight' is"):
         to_mmlab("uniter", theirs)
 
 
 def test_fused_projections_of_nlvr2_are_queries_keys_and_values():
-    ours = random_state(**HEADS["nlvr2"])
+    ours = small_state(**HEADS["nlvr2"])
     theirs = from_mmlab("uniter", ours)
     for side, name in (("left", "attn1"), ("right", "attn2")):
         parts = [ours[f"heads.pair.{side}_attention.{p}_proj.weight"] for p in "qkv"]
@@ -185,7 +181,7 @@ def test_fused_projections_of_nlvr2_are_queries_keys_and_values():
 )
 def test_official_files_are_loaded_by_name(name, heads, tmp_path):
     """A bare state dict; behind ``module.`` where it was written by several processes."""
-    ours = random_state(**HEADS[heads])
+    ours = small_state(**HEADS[heads])
     for prefix in ("", "module."):
         theirs = from_mmlab("uniter", ours)
         torch.save({prefix + key: t for key, t in theirs.items()}, tmp_path / "a.pt")
@@ -205,7 +201,7 @@ def test_our_own_file_is_loaded_with_its_behaviour(tmp_path):
 
 
 def test_a_file_with_other_heads_is_refused(tmp_path):
-    torch.save(from_mmlab("uniter", random_state()), tmp_path / "a.pt")
+    torch.save(from_mmlab("uniter", small_state()), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"'uniter-b-vqa'.*lacks 'heads\.answer"):
         create_model("uniter-b-vqa", pretrained=tmp_path / "a.pt", **SMALL)
     with pytest.raises(CheckpointError, match="'unicoder-vl-b'"):

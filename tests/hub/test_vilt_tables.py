@@ -11,7 +11,7 @@ from mmlab.hub.tables import LAYOUTS
 from mmlab.models import vilt
 from mmlab.models.vilt import ViLT, ViLTConfig
 from mmlab.nn import interpolate_positions
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state, round_trip
 
 SMALL = dict(
     image_size=12,
@@ -44,18 +44,14 @@ FITTING = [
 ]
 
 
-def random_state(**changes):
-    generator = torch.Generator().manual_seed(0)
-    state = ViLT(ViLTConfig(**SMALL | changes)).state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(**changes):
+    return random_state(ViLT(ViLTConfig(**SMALL | changes)))
 
 
 @pytest.mark.parametrize(("layout", "heads"), FITTING)
 def test_round_trip_is_exact_and_the_layout_is_recognised(layout, heads):
-    ours = random_state(**HEADS[heads])
-    theirs = from_mmlab(layout, ours)
-    assert_equal(to_mmlab(layout, theirs), ours)
-    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    ours = small_state(**HEADS[heads])
+    theirs = round_trip(layout, ours)
     shares = {name: table.share_of_known(theirs) for name, table in LAYOUTS.items()}
     assert shares.pop(layout) == 1
     # Without a head of its own the official file of NLVR2 would be any other.
@@ -155,15 +151,15 @@ def test_keys_and_shapes_of_the_published_size(layout, heads, total, expected):
 
 
 def test_the_official_file_fuses_queries_keys_and_values():
-    ours = random_state()
+    ours = small_state()
     fused = from_mmlab("vilt", ours)["transformer.blocks.1.attn.qkv.weight"]
     parts = [ours[f"blocks.1.attention.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(fused, torch.cat(parts))
 
 
 def test_the_two_tables_of_types_are_not_mixed_up():
-    ours = random_state()
-    official, hf = from_mmlab("vilt", ours), from_mmlab("vilt-hf", random_state(heads=("words",)))
+    ours = small_state()
+    official, hf = from_mmlab("vilt", ours), from_mmlab("vilt-hf", small_state(heads=("words",)))
     assert torch.equal(official["token_type_embeddings.weight"], ours["modality_embedding.weight"])
     segment = ours["text_embeddings.type_embedding.weight"]
     assert torch.equal(official["text_embeddings.token_type_embeddings.weight"], segment)
@@ -172,21 +168,21 @@ def test_the_two_tables_of_types_are_not_mixed_up():
 
 def test_hugging_face_has_no_matching_head():
     with pytest.raises(CheckpointError, match=r"2 left over: 'heads.match.weight'"):
-        from_mmlab("vilt-hf", random_state())
+        from_mmlab("vilt-hf", small_state())
 
 
 def test_buffers_and_old_names_are_passed_over():
-    official = from_mmlab("vilt", random_state())
+    official = from_mmlab("vilt", small_state())
     official["text_embeddings.position_ids"] = torch.arange(9)[None]
-    assert_equal(to_mmlab("vilt", official), random_state())
-    theirs = from_mmlab("vilt-hf", random_state(heads=("words",)))
+    assert_equal(to_mmlab("vilt", official), small_state())
+    theirs = from_mmlab("vilt-hf", small_state(heads=("words",)))
     theirs["mlm_score.bias"] = theirs["mlm_score.decoder.bias"]
     theirs["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(9)[None]
-    assert_equal(to_mmlab("vilt-hf", theirs), random_state(heads=("words",)))
+    assert_equal(to_mmlab("vilt-hf", theirs), small_state(heads=("words",)))
 
 
 def test_missing_keys_of_a_head_are_named():
-    theirs = from_mmlab("vilt", random_state())
+    theirs = from_mmlab("vilt", small_state())
     del theirs["mlm_score.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'mlm_score.bias'"):
         to_mmlab("vilt", theirs)
@@ -197,7 +193,7 @@ def test_missing_keys_of_a_head_are_named():
 
 def write_official(path, **changes):
     """As Lightning writes a checkpoint; returns the weights in our names."""
-    ours = random_state(**changes)
+    ours = small_state(**changes)
     layout = "vilt-nlvr2" if "num_images" in changes else "vilt"
     torch.save({"epoch": 3, "state_dict": from_mmlab(layout, ours)}, path)
     return ours

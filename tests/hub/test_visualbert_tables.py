@@ -7,7 +7,7 @@ from mmlab.hub import create_model, detect_layout, from_mmlab, save, to_mmlab
 from mmlab.hub.mapping import CheckpointError
 from mmlab.models import visualbert
 from mmlab.models.visualbert import VisualBERT, VisualBERTConfig
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state, round_trip
 
 SMALL = dict(
     dim=12,
@@ -35,18 +35,14 @@ FITTING = [
 ]
 
 
-def random_state(**changes):
-    generator = torch.Generator().manual_seed(0)
-    state = VisualBERT(VisualBERTConfig(**SMALL | changes)).state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(**changes):
+    return random_state(VisualBERT(VisualBERTConfig(**SMALL | changes)))
 
 
 @pytest.mark.parametrize(("layout", "heads"), FITTING)
 def test_round_trip_is_exact_and_the_layout_is_recognised(layout, heads):
-    ours = random_state(**HEADS[heads])
-    theirs = from_mmlab(layout, ours)
-    assert_equal(to_mmlab(layout, theirs), ours)
-    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    ours = small_state(**HEADS[heads])
+    theirs = round_trip(layout, ours)
     assert detect_layout(theirs) == layout
 
 
@@ -135,7 +131,7 @@ def test_keys_and_shapes_of_the_published_size(layout, config, expected):
 
 
 def test_tables_of_text_and_of_regions_are_not_mixed_up():
-    ours = random_state()
+    ours = small_state()
     names = {
         "visualbert": ("bert.bert", "token_type_embeddings_visual", "position_embeddings_visual"),
         "visualbert-hf": (
@@ -154,7 +150,7 @@ def test_tables_of_text_and_of_regions_are_not_mixed_up():
 
 
 def test_the_last_matrix_of_words_is_the_table():
-    ours = random_state()
+    ours = small_state()
     for layout, prefix in (("visualbert", "bert."), ("visualbert-hf", "")):
         theirs = from_mmlab(layout, ours)
         key = f"{prefix}cls.predictions.decoder.weight"
@@ -166,7 +162,7 @@ def test_the_last_matrix_of_words_is_the_table():
 
 
 def test_detectors_and_buffers_are_passed_over():
-    ours = random_state()
+    ours = small_state()
     theirs = from_mmlab("visualbert", ours)
     theirs["detector.backbone.0.weight"] = torch.zeros(3)
     theirs["bert.bert.embeddings.position_ids"] = torch.arange(9)[None]
@@ -177,11 +173,11 @@ def test_detectors_and_buffers_are_passed_over():
 
 
 def test_missing_and_left_over_keys_are_named():
-    theirs = from_mmlab("visualbert", random_state())
+    theirs = from_mmlab("visualbert", small_state())
     del theirs["bert.bert.embeddings.projection.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'bert.bert.embeddings.projection.bias'"):
         to_mmlab("visualbert", theirs)
-    theirs = from_mmlab("visualbert-hf", random_state(**HEADS["late fusion"]))
+    theirs = from_mmlab("visualbert-hf", small_state(**HEADS["late fusion"]))
     theirs["visual_bert.additional_layer.more"] = torch.zeros(1)
     with pytest.raises(CheckpointError, match=r"1 left over: '.*additional_layer.more'"):
         to_mmlab("visualbert-hf", theirs)
@@ -192,7 +188,7 @@ def test_missing_and_left_over_keys_are_named():
 
 
 def test_wrong_shapes_are_named():
-    theirs = from_mmlab("visualbert", random_state())
+    theirs = from_mmlab("visualbert", small_state())
     theirs["bert.bert.embeddings.projection.weight"] = torch.zeros(11, 5)
     with pytest.raises(CheckpointError, match=r"'bert.bert.embeddings.projection.weight' is"):
         to_mmlab("visualbert", theirs)
@@ -201,7 +197,7 @@ def test_wrong_shapes_are_named():
 @pytest.mark.parametrize("layout", ["visualbert-objective", "visualbert-hf-base"])
 def test_a_plain_bert_is_told_as_one(layout):
     """It has all keys but a few; without the regions' it is no VisualBERT."""
-    theirs = from_mmlab(layout, random_state(heads=()))
+    theirs = from_mmlab(layout, small_state(heads=()))
     bert = {key: t for key, t in theirs.items() if "visual" not in key and "projection" not in key}
     assert len(theirs) - len(bert) == 4
     with pytest.raises(CheckpointError, match="these look like a BERT"):
@@ -223,7 +219,7 @@ def test_a_plain_bert_is_told_as_one(layout):
 )
 @pytest.mark.parametrize("layout", ["visualbert", "visualbert-objective", "visualbert-hf"])
 def test_files_are_loaded_by_name(layout, name, heads, tmp_path):
-    ours = random_state(**heads)
+    ours = small_state(**heads)
     torch.save(from_mmlab(layout, ours), tmp_path / "a.th")
     model = create_model(name, pretrained=tmp_path / "a.th", **SMALL | heads)
     assert_equal(model.state_dict(), ours)
@@ -241,7 +237,7 @@ def test_our_own_file_is_loaded_with_its_behaviour(tmp_path):
 
 
 def test_a_file_of_another_detector_is_refused(tmp_path):
-    torch.save(from_mmlab("visualbert", random_state(feature_dim=6)), tmp_path / "a.th")
+    torch.save(from_mmlab("visualbert", small_state(feature_dim=6)), tmp_path / "a.th")
     with pytest.raises(
         CheckpointError, match=r"'region_embeddings.projection.weight' as \(12, 6\)"
     ):

@@ -10,7 +10,7 @@ from mmlab.hub import CheckpointError, create_model, detect_layout, from_mmlab, 
 from mmlab.hub.tables import LAYOUTS
 from mmlab.models import vlmo
 from mmlab.models.vlmo import VLMo, VLMoConfig
-from tests.hub.states import assert_equal
+from tests.hub.states import assert_equal, random_state, round_trip
 
 SHAPES = json.loads(
     (Path(__file__).parents[1] / "golden" / "vlmo_fullsize_shapes.json").read_text()
@@ -43,18 +43,14 @@ FITTING = [
 ]
 
 
-def random_state(**changes):
-    generator = torch.Generator().manual_seed(0)
-    state = VLMo(VLMoConfig(**SMALL | changes)).state_dict()
-    return {key: torch.randn(t.shape, generator=generator) for key, t in state.items()}
+def small_state(**changes):
+    return random_state(VLMo(VLMoConfig(**SMALL | changes)))
 
 
 @pytest.mark.parametrize(("layout", "changes"), FITTING)
 def test_round_trip_is_exact_and_the_layout_is_recognised(layout, changes):
-    ours = random_state(**changes)
-    theirs = from_mmlab(layout, ours)
-    assert_equal(to_mmlab(layout, theirs), ours)
-    assert_equal(from_mmlab(layout, to_mmlab(layout, theirs)), theirs)
+    ours = small_state(**changes)
+    theirs = round_trip(layout, ours)
     shares = {name: table.share_of_known(theirs) for name, table in LAYOUTS.items()}
     assert shares.pop(layout) == 1
     assert max(s for name, s in shares.items() if not name.startswith("vlmo")) < 1
@@ -82,7 +78,7 @@ def test_every_key_and_shape_of_the_official_files(size, config, keys):
 
 
 def test_queries_keys_and_values_are_one_matrix_without_a_bias_of_keys():
-    ours = random_state()
+    ours = small_state()
     theirs = from_mmlab("vlmo", ours)
     parts = [ours[f"blocks.1.attention.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(theirs["transformer.blocks.1.attn.qkv.weight"], torch.cat(parts))
@@ -93,7 +89,7 @@ def test_queries_keys_and_values_are_one_matrix_without_a_bias_of_keys():
 
 
 def test_each_expert_and_each_table_of_types_keeps_its_own_weights():
-    ours = random_state()
+    ours = small_state()
     theirs = from_mmlab("vlmo", ours)
     for expert, name in (("text", "text"), ("image", "imag"), ("fusion", "vl")):
         own = f"blocks.2.experts.{expert}."
@@ -107,18 +103,18 @@ def test_each_expert_and_each_table_of_types_keeps_its_own_weights():
 
 
 def test_stored_indices_and_the_prefix_of_deepspeed_are_passed_over():
-    theirs = from_mmlab("vlmo", random_state())
+    theirs = from_mmlab("vlmo", small_state())
     for name in ("", "text_", "text_imag_"):
         theirs[f"{name}relative_position_index"] = torch.arange(9)
     theirs["text_embeddings.position_ids"] = torch.arange(9)[None]
     wrapped = {f"module.{key}": tensor for key, tensor in theirs.items()}
     for state in (theirs, wrapped):
         assert detect_layout(state) == "vlmo"
-        assert_equal(to_mmlab("vlmo", state), random_state())
+        assert_equal(to_mmlab("vlmo", state), small_state())
 
 
 def test_missing_keys_of_an_expert_are_named():
-    theirs = from_mmlab("vlmo", random_state())
+    theirs = from_mmlab("vlmo", small_state())
     del theirs["transformer.blocks.2.norm2_vl.bias"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'transformer.blocks.2.norm2_vl.bias'"):
         to_mmlab("vlmo", theirs)
@@ -158,7 +154,7 @@ def test_our_own_file_is_loaded_with_its_behaviour(tmp_path):
 
 @pytest.mark.parametrize(("name", "positions"), [("vlmo-b-16", {}), ("vlmo-b-plus-16", ABSOLUTE)])
 def test_positions_of_another_image_size_are_interpolated_if_wanted(name, positions, tmp_path):
-    ours = random_state(**positions)
+    ours = small_state(**positions)
     torch.save(from_mmlab("vlmo", ours), tmp_path / "a.pt")
     settings = SMALL | {"image_size": 20}
     model = create_model(name, pretrained=tmp_path / "a.pt", **settings)
@@ -167,13 +163,13 @@ def test_positions_of_another_image_size_are_interpolated_if_wanted(name, positi
 
 
 def test_without_asking_for_it_another_image_size_is_an_error(tmp_path):
-    torch.save(from_mmlab("vlmo", random_state(image_size=20)), tmp_path / "a.pt")
+    torch.save(from_mmlab("vlmo", small_state(image_size=20)), tmp_path / "a.pt")
     options = {key: value for key, value in SMALL.items() if key != "image_size"}
     with pytest.raises(CheckpointError, match=r"is for images of 20 pixels, 'vlmo-mini' for 64"):
         create_model("vlmo-mini", pretrained=tmp_path / "a.pt", **options)
 
 
 def test_a_file_with_other_heads_is_refused(tmp_path):
-    torch.save(from_mmlab("vlmo", random_state()), tmp_path / "a.pt")
+    torch.save(from_mmlab("vlmo", small_state()), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"is no 'vlmo-b-16-retrieval'.*left over"):
         create_model("vlmo-b-16-retrieval", pretrained=tmp_path / "a.pt", **SMALL)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,3 +95,11 @@ def test_initialisation():
 def test_wrong_values_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **{field: value})
+
+
+def test_a_bert_is_a_part_of_a_model_that_calls_its_sizes_alike():
+    config = SimpleNamespace(dim=24, num_heads=3, text_depth=2, dropout=0.3, image_size=64)
+    bert = BertConfig.part_of(config, depth=config.text_depth)
+    assert bert == BertConfig(dim=24, num_heads=3, depth=2, dropout=0.3)
+    with pytest.raises(ValueError, match="dim must be a multiple of num_heads=5, got 24"):
+        BertConfig.part_of(config, num_heads=5)
