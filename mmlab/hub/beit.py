@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -49,17 +50,36 @@ def start_from_beit(model: VLMo, state_dict: StateDict) -> VLMo:
     experts, word embeddings and modality rows stay as they are. CheckpointError for other sizes:
     take a model of the BEiT's ``image_size``, and resize it afterwards.
     """
+    model.load_state_dict(model.state_dict() | beit_weights(model, state_dict))
+    return model
+
+
+def beit_weights(model: VLMo, state_dict: StateDict) -> dict[str, torch.Tensor]:
+    """What ``start_from_beit`` gives to ``model``, in our names; CheckpointError as there."""
     state = {key: t for key, t in as_tensors(state_dict).items() if not _IGNORED.fullmatch(key)}
     ours, _ = convert("beit", _ROWS, state)
-    own = model.state_dict()
     has_codes = "codes" in model.heads
     ours = {key: t for key, t in ours.items() if has_codes or not key.startswith(("mask", "heads"))}
-    merged = own | _with_table(model, ours)
-    problems = key_problems(own, merged)
+    ours = _with_table(model, ours)
+    own = model.state_dict()
+    problems = key_problems(own, own | ours)
     if problems:
         raise CheckpointError(f"the BEiT does not fit this VLMo: {first_problems(problems)}")
-    model.load_state_dict(merged)
-    return model
+    return ours
+
+
+def beit_grid_side(state_dict: StateDict) -> int:
+    """Patches per side of the images that a BEiT is for, by its tables of relative positions.
+
+    CheckpointError if it has none, or if they are of no square.
+    """
+    tables = [len(t) for key, t in state_dict.items() if key.endswith(_TABLE)]
+    if not tables:
+        raise CheckpointError(f"it is no BEiT: it has no {_TABLE!r}")
+    side = math.isqrt(max(tables[0] - FIRST_TOKEN_ROWS, 0))
+    if side % 2 == 0 or side**2 + FIRST_TOKEN_ROWS != tables[0]:
+        raise CheckpointError(f"its tables of {tables[0]} relative positions are of no square")
+    return (side + 1) // 2
 
 
 def _with_table(model: VLMo, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -70,7 +90,7 @@ def _with_table(model: VLMo, ours: dict[str, torch.Tensor]) -> dict[str, torch.T
     if model.position_bias is None or any(table is None for table in tables):
         raise CheckpointError("both the BEiT and the VLMo must have relative positions")
     rows = torch.cat(tables, dim=1)
-    whole = model.position_bias.table.clone()
+    whole = model.position_bias.table.detach().clone()
     expected = num_patch_offsets(model.config.grid) + FIRST_TOKEN_ROWS, whole.shape[1]
     if tuple(rows.shape) != expected:
         raise CheckpointError(

@@ -39,6 +39,7 @@ from mmlab.nn import (
     Grid,
     MomentumTwin,
     bert_block,
+    find_head,
     init_bert,
     init_xavier,
     padding_mask,
@@ -293,15 +294,22 @@ class ALBEF(nn.Module):
     def answer_logits(
         self,
         answer_ids: Int[Tensor, "answers answer_tokens"],
-        question: Float[Tensor, "answers tokens text_dim"],
-        question_valid: Bool[Tensor, "answers tokens"] | Int[Tensor, "answers tokens"],
+        question: Float[Tensor, "questions tokens text_dim"],
+        question_valid: Bool[Tensor, "questions tokens"] | Int[Tensor, "questions tokens"],
         answer_valid: Bool[Tensor, "answers answer_tokens"]
         | Int[Tensor, "answers answer_tokens"]
         | None = None,
+        question_rows: Int64[Tensor, " answers"] | None = None,
     ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
-        """Scores of the next word after each of an answer's; ``question`` are its fused tokens."""
+        """Scores of the next word after each of an answer's; ``question`` are its fused tokens.
+
+        Answer ``i`` is one to row ``question_rows[i]`` of the questions, or to row ``i``; keys and
+        values are computed once for each question.
+        """
         valid = valid_tokens(answer_ids, answer_valid)
-        return self.head("answers")(answer_ids, valid, question, padding_mask(question_valid))
+        mask = padding_mask(question_valid)
+        mask = mask if question_rows is None else mask[question_rows]
+        return self.head("answers")(answer_ids, valid, question, mask, question_rows)
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
@@ -310,9 +318,7 @@ class ALBEF(nn.Module):
 
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
-        if name not in self.heads:
-            raise ValueError(f"this ALBEF has no {name!r} head; it has heads={self.config.heads}")
-        return self.heads[name]
+        return find_head(self, name)
 
     def resize_positions(self, image_size: int, variant: str = "bicubic") -> ALBEF:
         """Take images of ``image_size`` pixels from now on; returns the model itself.

@@ -249,7 +249,7 @@ class ALBEFQuestionAnswering(nn.Module):
         ids, rows = batch["input_ids"], batch["question_of"]
         valid = batch.get("attention_mask", ids != 0)
         question = network(ids, batch["images"], valid).fused
-        return network.answer_logits(batch["answer_ids"], question[rows], valid[rows])
+        return network.answer_logits(batch["answer_ids"], question, valid, question_rows=rows)
 
 
 @torch.no_grad()
@@ -275,9 +275,8 @@ def rank_answers(
     words = network.answer_logits(start, question, question_valid)[:, 0].log_softmax(-1)
     first, candidates = words[:, answer_ids[:, 1]].topk(k, dim=1)
     ids = answer_ids[candidates.flatten()]
-    logits = network.answer_logits(
-        ids, question.repeat_interleave(k, 0), question_valid.repeat_interleave(k, 0)
-    )
+    rows = torch.arange(count, device=question.device).repeat_interleave(k)
+    logits = network.answer_logits(ids, question, question_valid, question_rows=rows)
     labels = sequence_labels(ids, ids != PAD_ID)
     losses = sequence_losses(logits, labels, label_smoothing=label_smoothing)
     likelihood = -losses.unflatten(0, (count, k))

@@ -338,28 +338,34 @@ class BLIP(nn.Module):
     def answer_logits(
         self,
         answer_ids: Int[Tensor, "answers answer_tokens"],
-        question: Float[Tensor, "answers tokens text_dim"],
-        question_valid: Bool[Tensor, "answers tokens"] | Int[Tensor, "answers tokens"],
+        question: Float[Tensor, "questions tokens text_dim"],
+        question_valid: Bool[Tensor, "questions tokens"] | Int[Tensor, "questions tokens"],
         answer_valid: Bool[Tensor, "answers answer_tokens"]
         | Int[Tensor, "answers answer_tokens"]
         | None = None,
+        question_rows: Int64[Tensor, " answers"] | None = None,
     ) -> Float[Tensor, "answers answer_tokens vocab_size"]:
-        """Scores of the next word of an answer; ``question`` are its grounded tokens."""
-        return self._write(
-            "answers", answer_ids, answer_valid, question, padding_mask(question_valid)
-        )
+        """Scores of the next word of an answer; ``question`` are its grounded tokens.
+
+        Answer ``i`` is one to row ``question_rows[i]`` of the questions, or to row ``i``; keys and
+        values are computed once for each question.
+        """
+        mask = padding_mask(question_valid)
+        mask = mask if question_rows is None else mask[question_rows]
+        return self._write("answers", answer_ids, answer_valid, question, mask, question_rows)
 
     def _write(
         self,
         head: str,
         ids: Int[Tensor, "batch tokens"],
         valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None,
-        context: Float[Tensor, "batch context_tokens context_dim"],
+        context: Float[Tensor, "contexts context_tokens context_dim"],
         context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens vocab_size"]:
         valid = valid_tokens(ids, valid)
         ids = _beginning_with(self.config.decoder_id, ids)
-        return self.head(head)(ids, valid, context, context_mask)
+        return self.head(head)(ids, valid, context, context_mask, context_rows)
 
     def start_writing(
         self,

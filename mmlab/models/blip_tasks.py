@@ -217,7 +217,7 @@ class BLIPQuestionAnswering(nn.Module):
         valid = valid_tokens(ids, batch.get("attention_mask"))
         question = network.ground(ids, network.image_tokens_of(batch["images"]), valid)
         answers = batch["answer_ids"]
-        logits = network.answer_logits(answers, question[rows], valid[rows])
+        logits = network.answer_logits(answers, question, valid, question_rows=rows)
         labels = sequence_labels(answers, valid_tokens(answers))
         losses = sequence_losses(logits, labels, label_smoothing=self.label_smoothing)
         return {"answers": (batch["weights"] * losses).sum() / len(batch["images"])}

@@ -301,3 +301,23 @@ def test_answers_are_ranked_by_their_whole_likelihood():
         )
     _, twice = rank_answers(model, question, valid, answers, k=5, first_word_weight=2.0)
     close(twice, (likelihood + first).softmax(-1).sort(descending=True).values)
+
+
+def test_a_question_is_computed_once_for_all_its_answers():
+    """The same scores as with each question repeated, from keys and values of two questions."""
+    model, batch = albef_answerer(build()).eval(), question_batch()
+    valid = batch["attention_mask"]
+    question = model(batch["input_ids"], batch["images"], valid).fused
+    answers, rows = batch["answer_ids"], batch["question_of"]
+    assert len(answers) > len(question)
+    seen = []
+    for block in model.heads["answers"].blocks:
+        project = block.cross_attention.k_proj
+        project.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    once = model.answer_logits(answers, question, valid, question_rows=rows)
+    assert seen == [2, 2]
+    close(once, model.answer_logits(answers, question[rows], valid[rows]))
+    assert (once - model.answer_logits(answers, question, valid, question_rows=1 - rows)).any()
+    seen.clear()
+    rank_answers(model, question, valid, answers, k=3)
+    assert set(seen) == {2}

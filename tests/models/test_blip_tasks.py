@@ -356,3 +356,24 @@ def test_the_filter_gives_the_probability_of_a_match():
     found = match_probabilities(model, images, ids, valid)
     close(found, (logits[:, 1] - logits[:, 0]).sigmoid())
     assert not found.requires_grad
+
+
+def test_a_question_is_computed_once_for_all_its_answers():
+    """The same scores as with each question repeated, from keys and values of two questions."""
+    network, batch = blip_answerer(build()).eval(), question_batch()
+    valid = batch["attention_mask"]
+    tokens = network.image_tokens_of(batch["images"])
+    question = network.ground(batch["input_ids"], tokens, valid)
+    answers, rows = batch["answer_ids"], batch["question_of"]
+    assert len(answers) > len(question)
+    seen = []
+    for block in network.text_decoder.blocks:
+        project = block.cross_attention.k_proj
+        project.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    once = network.answer_logits(answers, question, valid, question_rows=rows)
+    assert set(seen) == {2}
+    close(once, network.answer_logits(answers, question[rows], valid[rows]))
+    assert (once - network.answer_logits(answers, question, valid, question_rows=1 - rows)).any()
+    seen.clear()
+    rank_answers(network, question, valid, answers, k=3)
+    assert set(seen) == {2}

@@ -104,7 +104,12 @@ def _eva_rows() -> tuple[Row, ...]:
         Row(f"{_OURS_QKV[0]}.bias", "blocks.{i}.attn.q_bias", "dim"),
         Row(f"{_OURS_QKV[2]}.bias", "blocks.{i}.attn.v_bias", "dim"),
     )
-    return prefixed((*kept, *biases), "image_encoder.", "visual_encoder.")
+    return (*kept, *biases)
+
+
+EVA_ROWS = _eva_rows()
+"""The image encoder alone, as the files of EVA-CLIP have it, but for what BLIP-2 leaves out."""
+_EVA_IMAGE = prefixed(EVA_ROWS, "image_encoder.", "visual_encoder.")
 
 
 def _official(name: str, image: tuple[Row, ...], projection: str, **config: object) -> Layout:
@@ -192,8 +197,8 @@ _HF_CONFIG = HFConfig(
 
 _CLIP_ROWS = image_rows("image_encoder.", "visual_encoder.")
 LAYOUTS = (
-    _official("blip2", _eva_rows(), "opt_proj", **_EVA),
-    _official("blip2-t5", _eva_rows(), "t5_proj", **_EVA),
+    _official("blip2", _EVA_IMAGE, "opt_proj", **_EVA),
+    _official("blip2-t5", _EVA_IMAGE, "t5_proj", **_EVA),
     _official("blip2-clip", _CLIP_ROWS, "opt_proj", **_CLIP),
     _official("blip2-clip-t5", _CLIP_ROWS, "t5_proj", **_CLIP),
     Layout(
