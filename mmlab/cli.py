@@ -7,6 +7,7 @@ A wrong value costs one line on stderr and exit code 2; Ctrl-C exits with 130. S
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -46,7 +47,9 @@ Text, Number, Whole, File = str | None, float | None, int | None, Path | None
 System = Annotated[
     str,
     typer.Argument(
-        help="What to train: vit, clip, flip, vilt, albef, blip, blip2 or vlmo.", show_default=False
+        help="What to train: vit, clip, flip, vilt, albef, blip, blip2, vlmo, vilbert, lxmert, "
+        "uniter, oscar, visualbert, unicoder-vl or vlbert.",
+        show_default=False,
     ),
 ]
 Size = Annotated[Text, _option("Its size: mini, ti-16, b-16 …", "size")]
@@ -70,6 +73,15 @@ def train(
     data: Data = None,
     target: Target = None,
     start: Annotated[Text, _option("A file of weights to begin with.", default="none")] = None,
+    start_image: Annotated[
+        Text, _option("Or a ViT, DeiT … for the image encoder alone.", default="none")
+    ] = None,
+    start_text: Annotated[
+        Text, _option("Or a BERT for the text alone; give its --tokenizer.", default="none")
+    ] = None,
+    tokenizer: Annotated[
+        Text, _option("The file with the vocabulary of captions.", default="learned from them")
+    ] = None,
     steps: Annotated[Whole, _option("Steps to take.", "steps")] = None,
     batch_size: Annotated[
         Whole, _option("Images a step, over all processes.", "batch_size")
@@ -77,7 +89,10 @@ def train(
     lr: Annotated[Number, _option("Highest learning rate.", "lr")] = None,
     weight_decay: Annotated[Number, _option("AdamW's weight decay.", "weight_decay")] = None,
     warmup: Annotated[Whole, _option("Steps until the highest rate.", "warmup")] = None,
-    schedule: Annotated[Text, _option("Then cosine, linear or constant.", "schedule")] = None,
+    schedule: Annotated[
+        Text, _option("Then cosine, linear, exponential or constant.", "schedule")
+    ] = None,
+    end_lr: Annotated[Number, _option("Rate that the schedule ends at.", "end_lr")] = None,
     ema_decay: Annotated[Number, _option("Average the weights; 0: no.", "ema_decay")] = None,
     seed: Annotated[Whole, _option("Of everything random.", "seed")] = None,
     precision: Annotated[Text, _option("no (float32) or bf16.", "precision")] = None,
@@ -125,7 +140,7 @@ def _train(recipe: Recipe, out: Path, resume: bool) -> None:
     check_folder(out, recipe, resume)
     say = _speaker()
     try:
-        with _progress(recipe.steps, say) as report:
+        with _said(say), _progress(recipe.steps, say) as report:
             run(recipe, out, resume, report)
     except KeyboardInterrupt:
         say(f"mmlab: stopped; go on with: mmlab train --resume --out {out}")
@@ -134,15 +149,39 @@ def _train(recipe: Recipe, out: Path, resume: bool) -> None:
     skipped = read_skipped(out)
     if skipped is not None:
         say(f"read: {skipped}")
+    say(f"next: {_next(recipe, out)}")
+
+
+def _next(recipe: Recipe, out: Path) -> str:
+    """What to do with finished weights; a stage on the way is measured by nothing."""
+    from mmlab.training.evaluation import usual_task
+
+    if not usual_task(recipe):
+        return f"the stage after this one, with --start {out / 'model.safetensors'}"
     known = "emoji" if recipe.system in ("clip", "flip") else "scenes"
     where = f" --data {known}" if recipe.data == "shards" else ""
-    say(f"next: mmlab evaluate {recipe.system} --checkpoint {out}{where}")
+    return f"mmlab evaluate {recipe.system} --checkpoint {out}{where}"
 
 
 def _speaker() -> Callable[[str], None]:
     """Prints to stderr, in the main process only."""
     main = os.environ.get("RANK", "0") == "0"
     return lambda text: print(text, file=sys.stderr, flush=True) if main else None
+
+
+@contextmanager
+def _said(say: Callable[[str], None]) -> Iterator[None]:
+    """What a run logs is said, as where its weights come from."""
+    handler, logger = logging.Handler(), logging.getLogger("mmlab")
+    handler.emit = lambda record: say(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -227,14 +266,15 @@ def evaluate(
         ),
     ] = None,
     num_images: Annotated[
-        Whole, _option("How many scenes.", default="1000; 100 for retrieval with a vilt")
+        Whole, _option("How many scenes.", default="1000; 100 where each pair is a forward pass")
     ] = None,
     seed: Annotated[Whole, _option("Of the scenes.", default="0")] = None,
     task: Annotated[
         Text,
         _option(
             "classification of a vit; retrieval or zero-shot of a clip or flip; retrieval or "
-            "captioning of a blip2; retrieval or vqa of all others that have learned it.",
+            "captioning of a blip2; matching or vqa of a visualbert; retrieval or vqa of all "
+            "others that have learned it.",
             default="the first of them",
         ),
     ] = None,

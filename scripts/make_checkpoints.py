@@ -31,10 +31,14 @@ from mmlab.datasets.emoji import TRAINING_VENDORS, emoji
 from mmlab.datasets.resources import read_data
 from mmlab.hub import CheckpointError, read_checkpoint, save
 from mmlab.tasks.classification import accuracy, emoji_images
+from mmlab.tasks.describing import describe_well
 from mmlab.tasks.dual_encoder import DualEncoder, dataset_retrieval
 from mmlab.tasks.fusion import FusionModel, load_fusion
+from mmlab.tasks.query_captions import Describer
 from mmlab.tasks.questions import answer_questions
-from mmlab.training.evaluation import joint_figures
+from mmlab.tasks.reranking import Reranker, load_reranker, scene_figures
+from mmlab.training.blip2_system import load_trained
+from mmlab.training.evaluation import dual_figures, joint_figures
 from mmlab.training.loop import Figures, TrainingError
 from mmlab.training.recipe import Recipe, check_known, parse_recipe, read_recipe, recipe_text
 from mmlab.training.run import (
@@ -78,7 +82,8 @@ PAIR_TESTS = {
 SCENE_TESTS = ("test", "held_out")
 """The splits of scenes that a model of pairs is tried on."""
 NUM_ASKED, NUM_PAIRED = 1000, 100
-"""How many scenes of each are asked about, and how many are paired, each with each."""
+"""How many scenes of each are asked about or compared by their features, and how many are paired,
+each with each, or described."""
 
 Metadata = dict[str, str]
 Metrics = dict[str, dict[str, object]]
@@ -111,8 +116,12 @@ def load(recipe: Recipe, file: Path, made: Metadata) -> nn.Module:
     """The network in a checkpoint of ours."""
     if recipe.system == "vit":
         return load_network(recipe, file, len(json.loads(made["mmlab.classes"])))
-    if recipe.system == "vilt":
+    if recipe.system in ("vilt", "vlmo"):
         return load_fusion(recipe.model_name, file).network
+    if recipe.system in ("albef", "blip"):
+        return load_reranker(recipe.model_name, file).network
+    if recipe.system == "blip2":
+        return load_trained(recipe, file)
     return load_encoder(recipe, file).network
 
 
@@ -227,22 +236,58 @@ def measure_pairs(recipe: Recipe, network: nn.Module) -> Metrics:
     return metrics
 
 
+def measure_features(recipe: Recipe, network: nn.Module) -> Metrics:
+    """Answers, or retrieval by features with what the matching head says of them, on each split."""
+    data, size, metrics = training_data(recipe), image_size(recipe), {}
+    answers = data.answers if {"answer", "answers"} & set(network.config.heads) else ()
+    reranks = recipe.system in ("albef", "blip")
+    kind, figures_of = (Reranker, scene_figures) if reranks else (FusionModel, dual_figures)
+    model = kind(network.eval(), data.tokenizer, answers)
+    for split in SCENE_TESTS:
+        images = datasets.scenes(NUM_ASKED, split, size)
+        if answers:
+            metrics[f"questions_{split}"] = asdict(answer_questions(model, images))
+        else:
+            metrics[f"pairs_{split}"] = figures_of(model, images)
+    return metrics
+
+
+def measure_queries(recipe: Recipe, network: nn.Module) -> Metrics:
+    """Captions on each of ``SCENE_TESTS`` and, of stage 1, retrieval."""
+    data, size, metrics = training_data(recipe), image_size(recipe), {}
+    speaks = recipe.pretraining.get("language_model")
+    writer = Describer(network.eval(), data.language if speaks else data.tokenizer)
+    for split in SCENE_TESTS:
+        images = datasets.scenes(NUM_PAIRED, split, size)
+        if not speaks:
+            metrics[f"pairs_{split}"] = scene_figures(Reranker(network, data.tokenizer), images)
+        metrics[f"captions_{split}"] = asdict(describe_well(writer.describe(images), images))
+    return metrics
+
+
 MEASURES: dict[str, Callable[[Recipe, nn.Module], Metrics]] = {
     "vit": measure_classes,
     "clip": measure_retrieval,
     "flip": measure_retrieval,
     "vilt": measure_pairs,
+    "albef": measure_features,
+    "blip": measure_features,
+    "vlmo": measure_features,
+    "blip2": measure_queries,
 }
 """How to measure what a system has learned."""
 
 
 def told(metrics: Metrics) -> str:
-    """The accuracies, or the shares found at once, in one line."""
-    shares = {
-        name: figures["accuracy"] if "accuracy" in figures else figures["image_to_text"]["r@1"]
-        for name, figures in metrics.items()
-    }
-    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    """The accuracies, the shares found at once, or of what is shown named, in one line."""
+    return ", ".join(f"{name} {_share(figures):.1%}" for name, figures in metrics.items())
+
+
+def _share(figures: dict[str, object]) -> float:
+    for name in ("accuracy", "named"):
+        if name in figures:
+            return figures[name]
+    return figures["image_to_text"]["r@1"]
 
 
 def write(network: nn.Module, target: Path, metadata: Metadata) -> None:

@@ -13,7 +13,16 @@ from mmlab.tasks.questions import answer_questions
 from mmlab.training.recipe import read_recipe, recipe_text
 from mmlab.training.run import run
 from scripts import make_checkpoints
-from tests.training.tiny import TINY, TINY_CLIP, TINY_VILT
+from tests.training.tiny import (
+    TINY,
+    TINY_ALBEF,
+    TINY_BLIP,
+    TINY_BLIP2,
+    TINY_CLIP,
+    TINY_VILT,
+    TINY_VLMO,
+    write_vit,
+)
 
 CARD = "# tiny\n"
 
@@ -187,3 +196,46 @@ def test_a_model_of_pairs_is_measured_beside_held_out_combinations(place, monkey
     (place / "recipes/tiny.md").write_text("# tiny\nA better card.\n")
     forbid_training(monkeypatch)
     assert make_checkpoints.main([]) == 0
+
+
+READERS_OF_PAIRS = {
+    "albef": (TINY_ALBEF, ("pairs",)),
+    "blip": (TINY_BLIP, ("pairs",)),
+    "vlmo": (TINY_VLMO, ("pairs",)),
+    "blip2": (TINY_BLIP2, ("pairs", "captions")),
+}
+
+
+@pytest.mark.parametrize("name", READERS_OF_PAIRS)
+def test_each_reader_of_pairs_is_measured_on_both_splits(name, place, monkeypatch, capsys):
+    monkeypatch.setattr(make_checkpoints, "NUM_ASKED", 5)
+    monkeypatch.setattr(make_checkpoints, "NUM_PAIRED", 4)
+    recipe, kinds = READERS_OF_PAIRS[name]
+    if name == "blip2":
+        recipe = replace(recipe, start=write_vit(place / "vit.safetensors"))
+    set_recipe(place, replace(recipe, steps=2))
+    assert make_checkpoints.main([]) == 0
+    assert "pairs_held_out" in capsys.readouterr().out
+    metadata = read_checkpoint(checkpoint(place)).metadata
+    figures = json.loads(metadata["mmlab.metrics"])
+    assert list(figures) == [f"{kind}_{split}" for split in ("test", "held_out") for kind in kinds]
+    assert figures["pairs_test"]["num_texts"] == (4 if name == "blip2" else 5)
+    assert 0 <= figures["pairs_test"]["matching_accuracy"] <= 1
+    # Another card is put in without training.
+    (place / "recipes/tiny.md").write_text("# tiny\nA better card.\n")
+    forbid_training(monkeypatch)
+    before = read_checkpoint(checkpoint(place)).tensors
+    assert make_checkpoints.main([]) == 0
+    after = read_checkpoint(checkpoint(place)).tensors
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize(("name", "head"), [("blip", "answers"), ("vlmo", "answer")])
+def test_one_that_answers_is_asked(name, head, place, monkeypatch, capsys):
+    monkeypatch.setattr(make_checkpoints, "NUM_ASKED", 3)
+    monkeypatch.setattr("mmlab.tasks.questions.NUM_GUESSED_FROM", 20)
+    recipe = READERS_OF_PAIRS[name][0]
+    model = {**recipe.model, "heads": (head,)}
+    set_recipe(place, replace(recipe, model=model, pretraining={}, steps=1))
+    assert make_checkpoints.main([]) == 0
+    assert "questions_held_out" in capsys.readouterr().out

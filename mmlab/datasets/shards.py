@@ -2,6 +2,7 @@
 
 A shard is a plain tar file. Neighbouring members that share a name up to the first dot are one
 sample: ``000000042.jpg``, ``000000042.txt`` (a caption) and, if there is one, ``000000042.json``.
+Shards of texts alone, or of images alone, are read as well: ``ShardOptions.wants`` says so.
 
 What such pairs are like. CC3M and CC12M are lists of addresses with the alt-text of the page
 (Sharma et al. 2018; Changpinyo et al. 2021, arXiv 2102.08981), kept or thrown away by rules that
@@ -49,6 +50,7 @@ from mmlab.datasets.images import ImageError, decode_image
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_NAMED = 20
 MIN_READINGS = 20
+WANTS = ("pairs", "images", "texts")
 _SHARD_ORDER, _BUFFER_ORDER, _CAPTION, _BATCH = 1, 2, 3, 4
 _TAR_BLOCK = 512
 
@@ -72,7 +74,8 @@ def write_shards(
 ) -> list[Path]:
     """Write ``<folder>/<prefix>-00000.tar`` and so on; the paths of all.
 
-    Images become PNG, which loses nothing. The first caption is the ``.txt``; all captions, with
+    Images become PNG, which loses nothing; one without pixels (3, 0, 0) is left out, so that a
+    corpus of texts alone can be written. The first caption is the ``.txt``; all captions, with
     their language and kind, and what else is known in words are in the ``.json``. A shard ends
     before it has more than ``max_samples`` samples or ``max_bytes`` of them (a larger sample has a
     shard for itself). The same examples give the same bytes. A shard is there as a whole or not.
@@ -105,13 +108,15 @@ _Members = list[tuple[str, bytes]]
 def _members(number: int, example: Example) -> _Members:
     """The files of one sample. A key must have no dot, so that the example's own id is no key."""
     key = f"{number:09d}"
-    image = Image.fromarray(example.image.permute(1, 2, 0).numpy())
-    png = io.BytesIO()
-    image.save(png, "PNG")
+    files = []
+    if example.image.numel():
+        image = Image.fromarray(example.image.permute(1, 2, 0).numpy())
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        files.append((f"{key}.png", png.getvalue()))
     captions = [{"text": c.text, "language": c.language, "kind": c.kind} for c in example.captions]
     known = {"id": example.id, "label": example.label, "captions": captions}
     known |= {"source": example.source, "license": example.license, "extra": dict(example.extra)}
-    files = [(f"{key}.png", png.getvalue())]
     if captions:
         files.append((f"{key}.txt", captions[0]["text"].encode()))
     text = json.dumps(known, ensure_ascii=False, sort_keys=True)
@@ -323,6 +328,9 @@ def _groups(file: io.BufferedIOBase) -> Iterator[_Group]:
 # ------------------------------------------------------------------------------------ the samples
 
 
+_NO_IMAGE = torch.zeros(3, 0, 0, dtype=torch.uint8)
+
+
 class _Skip(Exception):
     """A sample that cannot be used: the reason, and the details."""
 
@@ -369,27 +377,31 @@ class _Sample:
     index: int
     shard: str
     key: str
-    image: bytes
+    image: bytes | None
     captions: tuple[Caption, ...]
     known: dict[str, Any]
 
 
-def _to_sample(group: _Group, place: int, shard: str, keys: set[str]) -> _Sample:
+def _to_sample(group: _Group, place: int, shard: str, keys: set[str], wants: str) -> _Sample:
+    """What of a sample is not wanted is not looked at: nothing waits in the buffer in vain."""
     repeated = group.repeated or group.key in keys
     keys.add(group.key)
     if repeated:
         raise _Skip("duplicate key")
     image = next((group.files[e] for e in IMAGE_ENDINGS if e in group.files), None)
-    if image is None:
+    image = None if wants == "texts" else image
+    if image is None and wants != "texts":
         raise _Skip("no image")
     try:
         known = json.loads(group.files.get("json", b"{}"))
         text = group.files.get("txt", b"").decode()
     except ValueError as error:
-        raise _Skip("broken caption", str(error)) from None
+        if wants != "images":
+            raise _Skip("broken caption", str(error)) from None
+        known, text = {}, ""
     known = known if isinstance(known, dict) else {}
     captions = _captions(known, text)
-    if not captions:
+    if not captions and wants != "images":
         raise _Skip("no caption")
     return _Sample(place, group.index, shard, group.key, image, captions, known)
 
@@ -409,23 +421,29 @@ def _captions(known: dict[str, Any], text: str) -> tuple[Caption, ...]:
 
 def _to_example(sample: _Sample, seed: int) -> Example:
     try:
-        image = decode_image(sample.image, sample.key)
+        image = _NO_IMAGE if sample.image is None else decode_image(sample.image, sample.key)
     except ImageError as error:
         raise _Skip("broken image", str(error)) from None
-    draws = np.random.default_rng([seed, _CAPTION, sample.place, sample.index])
-    chosen = int(draws.integers(len(sample.captions)))
-    others = sample.captions[:chosen] + sample.captions[chosen + 1 :]
     known, extra = sample.known, sample.known.get("extra")
     plain = (extra if isinstance(extra, dict) else known).items()
     return Example(
         id=str(known.get("id") or sample.key),
         image=image,
         label=str(known.get("label") or ""),
-        captions=(sample.captions[chosen], *others),
+        captions=_drawn_first(sample, seed),
         source=str(known.get("source") or known.get("url") or sample.shard),
         license=str(known.get("license") or ""),
         extra={name: value for name, value in plain if isinstance(value, str)},
     )
+
+
+def _drawn_first(sample: _Sample, seed: int) -> tuple[Caption, ...]:
+    """The captions, one of them drawn for this reading."""
+    if not sample.captions:
+        return ()
+    draws = np.random.default_rng([seed, _CAPTION, sample.place, sample.index])
+    chosen = int(draws.integers(len(sample.captions)))
+    return (sample.captions[chosen], *sample.captions[:chosen], *sample.captions[chosen + 1 :])
 
 
 # -------------------------------------------------------------------------------------- the stream
@@ -440,6 +458,9 @@ class ShardOptions:
       undecoded, so that 1,000 take about as much memory as their files.
     - ``shuffle``: whether the order of shards and of the buffer is random.
     - ``epochs``: how often to read all; None never ends.
+    - ``wants``: what a sample must have: ``"pairs"`` an image and a caption, ``"images"`` an image,
+      ``"texts"`` a caption. An image that is not wanted is not decoded; examples of texts have one
+      without pixels, (3, 0, 0).
     - ``retries``, ``timeout``, ``pause``: how often to take up a broken connection to a shard, the
       longest silence, and the wait before the first new try (seconds; it doubles).
 
@@ -450,11 +471,14 @@ class ShardOptions:
     buffer: int = 1000
     shuffle: bool = True
     epochs: int | None = None
+    wants: str = "pairs"
     retries: int = 3
     timeout: float = 30.0
     pause: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.wants not in WANTS:
+            raise ValueError(f"wants must be one of {', '.join(WANTS)}, got {self.wants!r}")
         least = {"seed": 0, "buffer": 1, "retries": 0, "timeout": 0.001, "pause": 0}
         if self.epochs is not None:
             least["epochs"] = 1
@@ -656,7 +680,7 @@ class _Source:
                 continue
             self.index = group.index + 1
             try:
-                sample = _to_sample(group, self.place, shard, keys)
+                sample = _to_sample(group, self.place, shard, keys, self.stream.options.wants)
             except _Skip as skip:
                 detail = f" ({skip.detail})" if skip.detail else ""
                 self.report.skip(skip.reason, f"{shard}: {group.key!r}{detail}")

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlab.datasets import Scenes
+from mmlab.datasets.regions import Regions
 from mmlab.datasets.tokenizer import Tokenizer
 from mmlab.datasets.transforms import VIT_MEAN, VIT_STD, normalize
 from mmlab.hub import CheckpointError, create_model, read_checkpoint
 from mmlab.hub.load import saved_config
-from mmlab.models.vilt import ViLT, ViLTFeatures
-from mmlab.models.vlmo import VLMo, VLMoFeatures
 from mmlab.tasks.dual_encoder import other_settings, read_saved_tokenizer
 from mmlab.tasks.retrieval import Retrieval, ranks_of_scores, retrieval, summarize
 
@@ -28,12 +27,15 @@ CAPTION_KIND = "medium"
 """Short captions of two scenes are often the same; detailed ones are too long for a small model."""
 BATCH_SIZE = 256
 
+Images = Float[Tensor, "_ 3 _ _"] | Regions
+"""What a model is shown: pixels, or what a detector tells of them."""
+
 
 @dataclass(frozen=True)
 class FusionModel:
-    """``network`` is a ViLT or VLMo; ``answers`` the classes of its ``"answer"`` head, if any."""
+    """A network such as a ViLT or VLMo; ``answers`` are the classes of its ``"answer"`` head."""
 
-    network: ViLT | VLMo
+    network: nn.Module
     tokenizer: Tokenizer
     answers: tuple[str, ...] = ()
 
@@ -43,9 +45,7 @@ class FusionModel:
         return next(self.network.parameters()).device
 
     @torch.no_grad()
-    def answer(
-        self, images: Float[Tensor, "batch 3 height width"], questions: Sequence[str]
-    ) -> Float[Tensor, "batch answers"]:
+    def answer(self, images: Images, questions: Sequence[str]) -> Float[Tensor, "batch answers"]:
         """Logits of the answers to one question about each image.
 
         ValueError without an ``"answer"`` head.
@@ -54,9 +54,7 @@ class FusionModel:
         return self._pairs(images, self.tokens(questions), self.network.answer_logits)
 
     @torch.no_grad()
-    def match(
-        self, images: Float[Tensor, "batch 3 height width"], texts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def match(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " batch"]:
         """How well each text fits its image: the ranking score, or else the logit for "match".
 
         Of the matching head's two logits it is the difference, above 0 where the head says yes.
@@ -65,13 +63,11 @@ class FusionModel:
         return self._pairs(images, self.tokens(texts), self._fit())
 
     @torch.no_grad()
-    def match_all(
-        self, images: Float[Tensor, "images 3 height width"], texts: Sequence[str]
-    ) -> Float[Tensor, "images texts"]:
+    def match_all(self, images: Images, texts: Sequence[str]) -> Float[Tensor, "images texts"]:
         """``match`` of every image with every text: as many forward passes as there are pairs."""
         score, ids = self._fit(), self.tokens(texts)
-        rows = [self._pairs(image.expand(len(ids), -1, -1, -1), ids, score) for image in images]
-        return torch.stack(rows)
+        repeated = (torch.full((len(ids),), i) for i in range(len(images)))
+        return torch.stack([self._pairs(pick(images, rows), ids, score) for rows in repeated])
 
     def prepared(
         self, dataset: Scenes, rows: Int64[Tensor, " batch"] | None = None
@@ -92,19 +88,24 @@ class FusionModel:
         self.network.head("match")
         return self._match_logit
 
-    def _match_logit(self, features: ViLTFeatures | VLMoFeatures) -> Float[Tensor, " batch"]:
+    def _match_logit(self, features: tuple[Tensor | None, ...]) -> Float[Tensor, " batch"]:
         return self.network.matching_logits(features).diff(dim=1).squeeze(1)
 
-    def _pairs(self, images: Tensor, ids: Tensor, read) -> Tensor:
+    def _pairs(self, images: Images, ids: Tensor, read) -> Tensor:
         """What ``read`` makes of the features of each pair, a batch at a time, on the CPU."""
-        parts = zip(images.split(BATCH_SIZE), ids.split(BATCH_SIZE), strict=True)
-        return torch.cat([self._read(image, text, read) for image, text in parts])
+        parts = torch.arange(len(ids)).split(BATCH_SIZE)
+        return torch.cat([self._read(pick(images, part), ids[part], read) for part in parts])
 
     def _read(self, images: Tensor, ids: Tensor, read) -> Tensor:
         valid = ids != self.tokenizer.pad_id
         ids, valid = ids[:, valid.any(0)], valid[:, valid.any(0)]
         given = (part.to(self.device) for part in (ids, images, valid))
         return read(self.network(*given)).cpu()
+
+
+def pick(images: Images, rows: Int64[Tensor, " rows"]) -> Images:
+    """Some images, as pixels or as regions."""
+    return images.select(rows) if isinstance(images, Regions) else images[rows]
 
 
 def prepared_images(
@@ -143,7 +144,7 @@ def fusion_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") 
     A dual encoder would make one pass for each image and each text; here 100 of each are 10,000
     passes (ViLT, section 4.4).
     """
-    images, texts = prepared_images(dataset), dataset.captions(language, CAPTION_KIND)
+    images, texts = model.prepared(dataset), dataset.captions(language, CAPTION_KIND)
     scores = model.match_all(images, texts)
     belongs = torch.eye(len(texts), dtype=torch.bool)
     return Retrieval(
@@ -176,10 +177,10 @@ def matching_accuracy(model: FusionModel, dataset: Scenes, language: str = "en")
     Each caption comes with its own image and with the next one's. ValueError without a ``"match"``
     head.
     """
-    images, texts = prepared_images(dataset), dataset.captions(language, CAPTION_KIND)
+    images, texts = model.prepared(dataset), dataset.captions(language, CAPTION_KIND)
     model.network.head("match")
-    ids = model.tokens(texts)
+    ids, others = model.tokens(texts), torch.arange(len(texts)).roll(1)
     true, false = (
-        model._pairs(shown, ids, model._match_logit) > 0 for shown in (images, images.roll(1, 0))
+        model._pairs(shown, ids, model._match_logit) > 0 for shown in (images, pick(images, others))
     )
     return ((true.float().mean() + 1 - false.float().mean()) / 2).item()

@@ -120,7 +120,7 @@ class PairedScenes:
         if {"words", "match"} & set(self.heads):
             masked = self._masked(ids, word_ids[:, : ids.shape[1]], generator)
             made |= {"masked_ids": masked.ids[share], "labels": masked.labels[share]}
-            made["masked_share"] = _density(masked.labels != IGNORED, share)
+            made["masked_share"] = masked_density(masked.labels != IGNORED, share)
         if "match" in self.heads:
             matched = torch.randperm(len(rows), generator=generator) < len(rows) // 2
             strangers = self._others(rows, generator)
@@ -141,7 +141,7 @@ class PairedScenes:
     ) -> dict[str, Tensor]:
         luck = torch.rand(len(rows), self.num_patches, generator=generator)
         hidden = luck < MASKED_SHARE
-        return {"masked_patches": hidden[share], "masked_share": _density(hidden, share)}
+        return {"masked_patches": hidden[share], "masked_share": masked_density(hidden, share)}
 
     def _asked(
         self, rows: Int64[Tensor, " batch"], share: slice, generator: Generator
@@ -207,7 +207,7 @@ class PairedScenes:
         return ids[:, :longest], valid[:, :longest]
 
 
-def _density(asked: Bool[Tensor, "batch tokens"], share: slice) -> Float[Tensor, ""]:
+def masked_density(asked: Bool[Tensor, "batch tokens"], share: slice) -> Float[Tensor, ""]:
     """What is asked a row in ``asked[share]``, relative to the whole.
 
     A mean over it here, times this, averaged over the processes, is the mean over all.

@@ -74,6 +74,7 @@ class SpokenShards:
     image_size: int
     max_length: int
     statistics: tuple[Channels, Channels]
+    wants: str = "pairs"
 
     def collate(self, examples: Iterable[Example], draws: Generator) -> dict[str, Tensor]:
         """A random square of each picture, and the caption drawn."""

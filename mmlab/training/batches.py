@@ -45,9 +45,10 @@ class TrainingData(Protocol):
 
 @runtime_checkable
 class StreamedData(Protocol):
-    """What data from shards must offer to be trained on."""
+    """What data from shards must offer to be trained on; ``wants`` as in ``ShardOptions``."""
 
     shards: tuple[str, ...]
+    wants: str
 
     def collate(self, examples: Iterable[Example], draws: Generator) -> dict[str, Tensor]:
         """A batch of examples, augmented with random numbers from ``draws`` alone."""

@@ -33,6 +33,7 @@ from mmlab.tasks.preparation import image_statistics
 from mmlab.tasks.spoken_captions import SpokenScenes, SpokenShards, spoken_scenes
 from mmlab.training.pair_data import Pairs, captioned_pairs
 from mmlab.training.recipe import Recipe, check_known
+from mmlab.training.starting import PARTS, start_with_parts
 from mmlab.training.system import System, config_of, overrides, pretraining_settings
 
 SETTINGS = {"language_model": "", "frozen_precision": "no"}
@@ -64,7 +65,7 @@ def _data(recipe: Recipe) -> Pairs | Spoken:
     ValueError if the recipe names other data, or sets what only classifiers have.
     """
     source = _settings(recipe)["language_model"]
-    if not recipe.start:
+    if not (recipe.start or recipe.start_image):
         _usual_start(config_of(recipe))  # what cannot begin is told before anything slow
     if source:
         return _spoken(recipe, source)
@@ -80,6 +81,8 @@ def _data(recipe: Recipe) -> Pairs | Spoken:
 def _spoken(recipe: Recipe, source: str) -> Spoken:
     allowed = "scenes or shards: blip2 learns from captions"
     check(recipe.data in ("scenes", "shards"), "data", recipe.data, allowed)
+    stage1 = "left out: stage 2 starts with the Q-Former of stage 1"
+    check(not recipe.start_text, "start_text", recipe.start_text, stage1)
     for name in ("target", "label_smoothing", "tokenizer"):
         value = getattr(recipe, name)
         check(not value, name, value, "left out: the language model brings its words")
@@ -109,6 +112,9 @@ def _module(recipe: Recipe, data: Pairs | Spoken) -> nn.Module:
 
 # What a run begins with.
 
+PLACES = (("qformer.", ""), ("heads.words.", "words."))
+"""Where the Q-Former has the parts of a BERT."""
+
 
 def _starts_with_blip2(recipe: Recipe) -> bool:
     """Whether the recipe starts with a trained BLIP-2 of ours, and not with its image encoder."""
@@ -120,10 +126,11 @@ def _starts_with_blip2(recipe: Recipe) -> bool:
 def _start(network: BLIP2, recipe: Recipe) -> None:
     """The weights of a trained BLIP-2, or of a trained ViT for the image encoder.
 
-    Without a ``start`` an EfficientNet has its own (see ``mmlab.hub.frozen_parts``), a ViT those of
+    Without either an EfficientNet has its own (see ``mmlab.hub.frozen_parts``), a ViT those of
     "vit-mini". ValueError if there are none, and the image encoder is not to learn.
     """
-    file = recipe.start or _usual_start(network.config)
+    start_with_parts(network, recipe, PLACES, num_added=1)
+    file = recipe.start or (None if recipe.start_image else _usual_start(network.config))
     if file is None:
         return
     try:
@@ -188,7 +195,7 @@ def load_trained(recipe: Recipe, file: str | Path) -> BLIP2:
     frozen = {k for k in network.state_dict() if k.startswith(network.frozen)}
     if frozen & checkpoint.tensors.keys() or not frozen:
         return create_model(recipe.model_name, pretrained=file, **settings).eval()
-    _start(network, recipe)
+    _start(network, replace(recipe, start_text=""))
     own = {key: network.state_dict()[key] for key in frozen}
     try:
         network.load_state_dict(own | checkpoint.tensors)
@@ -224,4 +231,4 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith(".bias")
 
 
-BLIP2_SYSTEM = System(_data, _module, _metadata, SETTINGS, _decays)
+BLIP2_SYSTEM = System(_data, _module, _metadata, SETTINGS, _decays, starts=PARTS)

@@ -21,12 +21,15 @@ from mmlab.tasks.fusion import (
 )
 from mmlab.tasks.query_captions import Describer
 from mmlab.tasks.questions import answer_questions
+from mmlab.tasks.region_fusion import RegionModel, second_caption_figures
 from mmlab.tasks.reranking import Reranker, load_reranker, scene_figures
 from mmlab.tasks.zero_shot import TEMPLATES
 from mmlab.training.blip2_system import load_speaker, load_trained, saved_tokenizer
 from mmlab.training.recipe import Recipe, check_known
+from mmlab.training.region_systems import MANNERS, load_trained_regions
 from mmlab.training.run import device, load_encoder, load_network
 from mmlab.training.system import image_size
+from mmlab.training.vlmo_system import stage_of
 
 Choice = dict[str, object]
 Figures = dict[str, object]
@@ -48,6 +51,7 @@ FEWER: dict[tuple[str, str], Choice] = {
     ("vilt", "retrieval"): {"num_images": 100},
     ("blip2", "retrieval"): {"num_images": 100},
     ("blip2", "captioning"): {"num_images": 100},
+    **{(name, "retrieval"): {"num_images": 100} for name in MANNERS},
 }
 """The usual choice for a system and a task where it is another: there each pair, or each word that
 is written, is a forward pass."""
@@ -71,9 +75,17 @@ def tasks_of(system: str) -> tuple[str, ...]:
 
 
 def usual_task(recipe: Recipe) -> str:
-    """What the model of a recipe is measured by; stage 2 of a BLIP-2 only writes."""
-    writes = bool(recipe.pretraining.get("language_model"))
-    return "captioning" if writes else tasks_of(recipe.system)[0]
+    """What the model of a recipe is measured by, as its heads tell; empty if there is nothing yet.
+
+    Stage 2 of a BLIP-2 only writes; a VLMo of images or texts alone has not seen both together.
+    """
+    if recipe.pretraining.get("language_model"):
+        return "captioning"
+    heads, tasks = set(recipe.model.get("heads", ())), tasks_of(recipe.system)
+    if heads and heads <= {"answer", "answers"} and "vqa" in tasks:
+        return "vqa"
+    alone = recipe.system == "vlmo" and stage_of(recipe) in ("vision", "language")
+    return "" if alone else tasks[0]
 
 
 def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: str) -> Figures:
@@ -81,6 +93,9 @@ def measure(recipe: Recipe, weights: Path, task: str, where: Choice, language: s
 
     ValueError for an unknown task; CheckpointError if the weights are of another model.
     """
+    if not task:
+        seen = f"a {recipe.system} of the stage {stage_of(recipe)!r}"
+        raise ValueError(f"{seen} has learned nothing yet that a task measures")
     check_known("task", task, tasks_of(recipe.system))
     if task == "classification" and language != "en":
         raise ValueError("--language means nothing for classification, which reads no captions")
@@ -139,12 +154,24 @@ def joint_figures(model: FusionModel, images: Scenes, language: str = "en") -> F
     return figures
 
 
-def _dual_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
-    def figures(model: FusionModel, images: Scenes) -> Figures:
-        found = feature_retrieval(model, images, language).figures()
-        return {**found, "matching_accuracy": matching_accuracy(model, images, language)}
+def _second_captions(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: RegionModel, images: Scenes) -> Figures:
+        return second_caption_figures(model, images, language)
 
     return _beside_held_out(recipe, weights, where, figures)
+
+
+def _dual_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
+    def figures(model: FusionModel, images: Scenes) -> Figures:
+        return dual_figures(model, images, language)
+
+    return _beside_held_out(recipe, weights, where, figures)
+
+
+def dual_figures(model: FusionModel, images: Scenes, language: str = "en") -> Figures:
+    """Both directions of retrieval by features alone, and the accuracy of the matching head."""
+    found = feature_retrieval(model, images, language).figures()
+    return {**found, "matching_accuracy": matching_accuracy(model, images, language)}
 
 
 def _reranked_retrieval(recipe: Recipe, weights: Path, where: Choice, language: str) -> Figures:
@@ -183,13 +210,18 @@ def _beside_held_out(
 ) -> Figures:
     """The figures of the images asked for, and beside them those of combinations never seen."""
     check_known("data to measure on", recipe.data, ("scenes",))
-    load = load or (load_reranker if recipe.system in RERANKED else load_fusion)
-    model = load(recipe.model_name, weights)
+    model = (load or _loader(recipe))(recipe.model_name, weights)
     model.network.to(device())
     found = figures(model, _images(recipe, where))
     if where["split"] == HELD_OUT:
         return found
     return {**found, HELD_OUT: figures(model, _images(recipe, {**where, "split": HELD_OUT}))}
+
+
+def _loader(recipe: Recipe) -> Callable[[str, Path], Model]:
+    if recipe.system in MANNERS:
+        return lambda name, file: load_trained_regions(recipe, file)
+    return load_reranker if recipe.system in RERANKED else load_fusion
 
 
 def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scenes:
@@ -212,4 +244,8 @@ _TASKS: dict[str, dict[str, _Task]] = {
     "blip": _RERANKED,
     "vlmo": {"retrieval": _dual_retrieval, "vqa": _questions},
     "blip2": {"retrieval": _query_retrieval, "captioning": _captioning},
+    **{name: {"retrieval": _joint_retrieval, "vqa": _questions} for name in MANNERS},
+    "vlbert": {"vqa": _questions},
+    # Its matching head compares two captions, beside an image; there is none for one caption.
+    "visualbert": {"matching": _second_captions, "vqa": _questions},
 }

@@ -40,7 +40,8 @@ class TrainingState:
 
     ``positions`` says where the batches of each process stand, as of the last checkpoint.
     ``metadata`` does not change: it is what the weights need beside themselves, for their file.
-    Neither does ``frozen``, the fingerprint of weights that do not learn, once it is known.
+    Neither does ``frozen``, the fingerprint of weights that do not learn, once it is known, nor
+    ``names_losses``: whether a step's only loss is told by its name as well.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class TrainingState:
     positions: list[State] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     frozen: str | None = None
+    names_losses: bool = False
 
 
 class Losses(nn.Module):
@@ -93,12 +95,14 @@ def train(
     model.train()
     for batch in batches.loader(state.step, recipe.steps):
         seed_everything(recipe.seed, _STEP, state.step, accelerator.process_index)
-        factor = rate_factor(recipe.schedule, state.step, recipe.steps, recipe.warmup)
+        factor = rate_factor(
+            recipe.schedule, state.step, recipe.steps, recipe.warmup, recipe.end_lr / recipe.lr
+        )
         set_rate(optimizer, recipe.lr * factor)
         losses = model(send_to_device(batch, accelerator.device, non_blocking=True))
         accelerator.backward(sum(losses.values()))
         norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
-        figures = _figures(losses, norm, recipe.lr * factor, accelerator)
+        figures = _figures(losses, norm, recipe.lr * factor, accelerator, state.names_losses)
         figures |= _totals(batches.counts(), accelerator)
         _check_finite(figures, state.step + 1)
         optimizer.step()
@@ -110,10 +114,10 @@ def train(
 
 
 def _figures(
-    losses: dict[str, Tensor], norm: Tensor, rate: float, accelerator: Accelerator
+    losses: dict[str, Tensor], norm: Tensor, rate: float, accelerator: Accelerator, names: bool
 ) -> Figures:
     """The loss, its parts where there are several, averaged over the processes; rate and norm."""
-    values = {"loss": sum(losses.values()), **(losses if len(losses) > 1 else {})}
+    values = {"loss": sum(losses.values()), **(losses if names or len(losses) > 1 else {})}
     values = accelerator.reduce({k: v.detach().float() for k, v in values.items()}, "mean")
     numbers = {name: value.item() for name, value in values.items()}
     return {**numbers, "lr": rate, "gradient_norm": float(norm)}

@@ -7,6 +7,7 @@ finished weights are the network alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -19,8 +20,10 @@ from mmlab.models.checks import check
 from mmlab.tasks.paired_scenes import PairedScenes
 from mmlab.training.pair_data import Pairs, captioned_pairs, words_and_answers
 from mmlab.training.recipe import Recipe
+from mmlab.training.starting import PARTS, Places, has_parts, start_with_parts
 from mmlab.training.system import (
     System,
+    config_of,
     load_started,
     overrides,
     pretraining_settings,
@@ -61,10 +64,13 @@ Answerer = Callable[[nn.Module], nn.Module]
 """From a pretrained network to one that writes answers."""
 
 
-def _network(recipe: Recipe, data: Pairs, answerer: Answerer) -> nn.Module:
+def _network(
+    recipe: Recipe, data: Pairs, answerer: Answerer, places: Places, num_added: int = 0
+) -> nn.Module:
     """A fresh network with the weights that the recipe starts with, if any.
 
-    ValueError if these are of another shape.
+    ``places`` and ``num_added`` as in ``start_with_parts``. ValueError if the weights are of
+    another shape.
     """
     vocabulary = {"vocab_size": data.tokenizer.vocab_size}
     network = create_model(recipe.model_name, **{**overrides(recipe, *vocabulary), **vocabulary})
@@ -73,11 +79,23 @@ def _network(recipe: Recipe, data: Pairs, answerer: Answerer) -> nn.Module:
         has_answers = "answers" in started.config.heads
         started = answerer(started) if _answers(recipe) and not has_answers else started
         start_with(network, started, recipe)
+    elif has_parts(recipe):
+        after = "those of pretraining: questions are learned after it, with start"
+        check(not _answers(recipe), "heads", recipe.model.get("heads"), after)
+        start_with_parts(network, recipe, places, num_added)
     return network
 
 
 def _lessons(recipe: Recipe, *pretraining: str) -> tuple[str, ...]:
     return ("answers",) if _answers(recipe) else pretraining
+
+
+def _cut(recipe: Recipe, longest: int) -> Recipe:
+    """The recipe of the data: texts of the web are cut to ``longest`` tokens (``pretrain.py``)."""
+    if recipe.data != "shards":
+        return recipe
+    length = min(config_of(recipe).context_length, longest)
+    return replace(recipe, model={**recipe.model, "context_length": length})
 
 
 def _answers(recipe: Recipe) -> bool:
@@ -90,15 +108,18 @@ def _answers(recipe: Recipe) -> bool:
 
 # ALBEF.
 
+ALBEF_PLACES = (("text_encoder.", ""), ("heads.words.", "words."))
+"""Where it has a BERT: the first blocks read the text alone, the last ones fuse."""
+
 
 def _albef_pairs(recipe: Recipe) -> Pairs:
     """Captions without [SEP], of which single pieces are masked, as in salesforce/ALBEF."""
     heads = _lessons(recipe, "captions", "words")
-    return captioned_pairs(recipe, heads, ends=False, whole_words=False)
+    return captioned_pairs(_cut(recipe, 25), heads, ends=False, whole_words=False)
 
 
 def _albef(recipe: Recipe, data: Pairs) -> nn.Module:
-    network = _network(recipe, data, albef_answerer)
+    network = _network(recipe, data, albef_answerer, ALBEF_PLACES)
     if _answers(recipe):
         return ALBEFQuestionAnswering(network, **_twin(recipe, data, 1, TWIN))
     words = {"mask_id": data.tokenizer.mask_id, "special_ids": data.tokenizer.special_ids}
@@ -113,20 +134,27 @@ def _albef_decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim != 1 and not name.endswith(".bias")
 
 
-ALBEF_SYSTEM = System(_albef_pairs, _albef, words_and_answers, MOMENTUM, _albef_decays)
+ALBEF_SYSTEM = System(
+    _albef_pairs, _albef, words_and_answers, MOMENTUM, _albef_decays, starts=PARTS
+)
 
 
 # BLIP.
+
+ROLES = ("[DEC]", "[ENC]")
+"""The tokens that BLIP adds to BERT's, for a text that is written and one that is read."""
+BLIP_PLACES = (("text_encoder.", ""), ("text_decoder.", ""))
+"""Where it has a BERT: encoder and decoder, each with self-attentions of its own."""
 
 
 def _blip_pairs(recipe: Recipe) -> Pairs:
     """Whole captions, with the tokens that BLIP adds to BERT's."""
     heads = _lessons(recipe, "captions")
-    return captioned_pairs(recipe, heads, extra_tokens=("[DEC]", "[ENC]"))
+    return captioned_pairs(_cut(recipe, 30), heads, extra_tokens=ROLES)
 
 
 def _blip(recipe: Recipe, data: Pairs) -> nn.Module:
-    network = _network(recipe, data, blip_answerer)
+    network = _network(recipe, data, blip_answerer, BLIP_PLACES, len(ROLES))
     if _answers(recipe):
         pretraining_settings(recipe, {})
         return BLIPQuestionAnswering(network)
@@ -138,4 +166,4 @@ def _blip_decays(name: str, parameter: nn.Parameter) -> bool:
     return True
 
 
-BLIP_SYSTEM = System(_blip_pairs, _blip, words_and_answers, MOMENTUM, _blip_decays)
+BLIP_SYSTEM = System(_blip_pairs, _blip, words_and_answers, MOMENTUM, _blip_decays, starts=PARTS)

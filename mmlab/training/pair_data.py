@@ -29,6 +29,7 @@ def captioned_pairs(
 ) -> Pairs:
     """Scenes or shards with captions, prepared for ``heads`` (see ``PairedScenes``).
 
+    Shards hold pairs; for ``("patches",)`` images alone will do, for ``("words",)`` texts alone.
     ``extra_tokens`` are added to the vocabulary; without ``ends`` captions have no [SEP]. Where the
     recipe starts with a trained model, words are numbered as that one numbers them. What a batch of
     scenes has masked already, the module masks in one from shards: whole words if it is told of
@@ -46,11 +47,14 @@ def captioned_pairs(
     if recipe.tokenizer:
         tokenizer = read_tokenizer(recipe.tokenizer)
     if streamed:
+        wants = {("patches",): "images", ("words",): "texts"}.get(heads, "pairs")
+        told = "told: images alone bring no words, which later stages number as this one"
+        check(bool(tokenizer) or wants != "images", "tokenizer", recipe.tokenizer, told)
         shards = tuple(list_shards(recipe.shards))
         room = config.vocab_size - len(extra_tokens)
-        tokenizer = tokenizer or learned_tokenizer(shards, room, recipe.seed)
+        tokenizer = tokenizer or learned_tokenizer(shards, room, recipe.seed, wants)
         tokenizer = with_tokens(tokenizer, extra_tokens)
-        data = StreamedCaptions(shards, tokenizer, *sizes, statistics, ends, whole_words)
+        data = StreamedCaptions(shards, tokenizer, *sizes, statistics, ends, whole_words, wants)
     else:
         options = {"extra_tokens": extra_tokens, "ends": ends, "whole_words": whole_words}
         options["spells_answers"] = True  # those who learn to answer later keep this vocabulary

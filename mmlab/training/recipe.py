@@ -10,9 +10,12 @@ from pathlib import Path
 
 from mmlab.models.checks import check, check_integers, check_rates
 
-SYSTEMS = ("vit", "clip", "flip", "vilt", "albef", "blip", "blip2", "vlmo")
+SYSTEMS = (
+    *("vit", "clip", "flip", "vilt", "albef", "blip", "blip2", "vlmo"),
+    *("vilbert", "lxmert", "uniter", "oscar", "visualbert", "unicoder-vl", "vlbert"),
+)
 DATA = ("emoji", "scenes", "shards")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "exponential", "constant")
 PRECISIONS = ("no", "bf16")
 
 
@@ -28,19 +31,26 @@ class Recipe:
     - ``num_images``: how many scenes to draw. Emoji and shards are what they are; of shards it may
       tell how many pairs they hold, which changes nothing.
     - ``shards``: the tar files of ``data: shards``, as paths, addresses or patterns (see
-      ``mmlab.datasets.shards.list_shards``); ``buffer`` samples are shuffled together.
+      ``mmlab.datasets.shards.list_shards``); ``buffer`` samples are shuffled together. A VLMo's
+      stages before pairs take shards of images alone, or of texts alone.
     - ``tokenizer``: the file with the vocabulary for captions (see
       ``mmlab.datasets.tokenizer.read_tokenizer``); empty learns one from the captions.
     - ``model``: fields of the model's configuration to replace, as ``{"depth": 2}``. The ``heads``
       of a ViLT say what it learns, and so do those of a VLMo (``mmlab.training.vlmo_system``); an
-      ALBEF or BLIP with ``"answers"`` alone learns from questions.
+      ALBEF or BLIP with ``"answers"``, a model of regions with ``"answer"`` alone learns from
+      questions.
     - ``pretraining``: settings of the pretraining module, for systems that have some, as
-      ``{"queue_size": 1024}`` (``mmlab.training.momentum_systems``, ``…blip2_system``).
+      ``{"queue_size": 1024}`` (``mmlab.training.momentum_systems``, ``…blip2_system``,
+      ``…region_systems``, where it also says how a detector errs).
     - ``start``: a file of weights to begin with; empty begins afresh. A ViLT begins with a ViLT,
       whose fitting heads it keeps, or its trunk with a ViT; an ALBEF, BLIP or VLMo with one of its
       own; a BLIP-2 too, or its frozen image encoder with a ViT (empty: with the one of mmlab).
+    - ``start_image``, ``start_text``: instead, files of others for parts of an ALBEF, BLIP or
+      BLIP-2: a ViT or DeiT for the image encoder (EVA or CLIP for a BLIP-2 that has it), a BERT for
+      the text, whose vocabulary ``tokenizer`` then names. A VLMo takes a BEiT as ``start_image``.
     - ``batch_size``: images a step, over all processes together.
-    - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule``.
+    - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule`` down to
+      ``end_lr``, which the step after the last would take.
     - ``beta2``, ``eps``: AdamW's; the CLIP paper takes 0.98 and 1e-6 for its transformers.
     - ``clip_norm``: longest gradient; 0 clips nothing.
     - ``ema_decay``: of the moving average of the weights; 0 keeps none.
@@ -62,6 +72,8 @@ class Recipe:
     model: Mapping[str, object] = field(default_factory=dict)
     pretraining: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
+    start_image: str = ""
+    start_text: str = ""
     steps: int = 300
     batch_size: int = 64
     lr: float = 2e-3
@@ -70,6 +82,7 @@ class Recipe:
     eps: float = 1e-8
     warmup: int = 60
     schedule: str = "cosine"
+    end_lr: float = 0.0
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
@@ -91,12 +104,20 @@ class Recipe:
         for name in ("lr", "eps"):
             value = getattr(self, name)
             check(0 < value < math.inf, name, value, "a positive number")
+        self._check_end()
         streamed = self.data == "shards"
         wanted = "the tar files to read" if streamed else f"left out with data: {self.data}"
         check(streamed == bool(self.shards), "shards", self.shards, wanted)
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             check(0 <= value < math.inf, name, value, "a number of at least 0")
+
+    def _check_end(self) -> None:
+        name, end = "end_lr", self.end_lr
+        fixed, falls_by_a_factor = (self.schedule == s for s in ("constant", "exponential"))
+        check(end == 0 or not fixed, name, end, "left out with schedule: constant")
+        check(0 <= end <= self.lr, name, end, f"from 0 to lr={self.lr}")
+        check(end > 0 or not falls_by_a_factor, name, end, "above 0: no factor leads to 0")
 
     @property
     def model_name(self) -> str:
@@ -134,6 +155,7 @@ _WANTED = {
     str: "a text",
     tuple: "a text, or a list of texts",
     dict: "names with their values",
+    bool: "true or false",
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
 from mmlab.datasets.shards import ShardOptions, SkipReport, total_report
@@ -36,6 +36,7 @@ from mmlab.training.checkpoints import (
 from mmlab.training.loop import Figures, TrainingError, TrainingState, make_state, train
 from mmlab.training.recipe import Recipe, parse_recipe, read_recipe, recipe_text
 from mmlab.training.seeds import seed_everything
+from mmlab.training.starting import check_parts
 from mmlab.training.system import overrides, pretraining_settings
 from mmlab.training.systems import SYSTEMS
 
@@ -58,11 +59,12 @@ def run(
     TrainingError if the loss is no number.
     """
     folder = Path(folder)
-    accelerator = _make_accelerator(recipe.precision)
+    system = SYSTEMS[recipe.system]
+    accelerator = _make_accelerator(recipe.precision, system.takes_turns)
     data = training_data(recipe)
     batches = make_batches(data, recipe, accelerator)
-    system = SYSTEMS[recipe.system]
     state = make_state(new_model(recipe, data), recipe, accelerator, system.decays)
+    state.names_losses = system.takes_turns
     state.metadata = {RECIPE: recipe_text(recipe), **system.metadata(data)}
     check_folder(folder, recipe, resume)
     accelerator.wait_for_everyone()
@@ -89,7 +91,7 @@ def make_batches(
     """The batches of this process. ValueError if the recipe's cannot be shared or read."""
     readers = (accelerator.process_index, accelerator.num_processes, recipe.workers)
     if isinstance(data, StreamedData):
-        options = ShardOptions(seed=recipe.seed, buffer=recipe.buffer)
+        options = ShardOptions(seed=recipe.seed, buffer=recipe.buffer, wants=data.wants)
         return StreamedBatches(data, recipe.batch_size, options, *readers)
     return Batches(data, recipe.batch_size, recipe.seed, *readers)
 
@@ -104,6 +106,7 @@ def training_data(recipe: Recipe) -> TrainingData | StreamedData:
     """What a recipe trains on. ValueError if the recipe asks for what its system has not."""
     system = SYSTEMS[recipe.system]
     pretraining_settings(recipe, system.settings)
+    check_parts(recipe, system.starts)
     return system.data(recipe)
 
 
@@ -189,12 +192,14 @@ def _metadata(file: Path) -> dict[str, str]:
     return read_checkpoint(file).metadata if file.suffix == ".safetensors" else {}
 
 
-def _make_accelerator(precision: str) -> Accelerator:
+def _make_accelerator(precision: str, takes_turns: bool = False) -> Accelerator:
     """ValueError if the environment asks for a device that is not there."""
+    # Processes would wait for gradients that no step of theirs makes.
+    averaging = DistributedDataParallelKwargs(find_unused_parameters=takes_turns)
     # Accelerate keeps the precision of the first run of a process; a notebook may have several.
     AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[averaging])
         torch.empty(1, device=accelerator.device)
     # PyTorch without CUDA raises an AssertionError.
     except (RuntimeError, AssertionError) as error:

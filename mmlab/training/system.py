@@ -28,6 +28,9 @@ class System:
     - ``metadata`` is what finished weights need beside themselves, for their file.
     - ``settings`` are what ``Recipe.pretraining`` may set, with their usual values.
     - ``decays`` tells by name and parameter whether weight decay falls on it.
+    - ``starts``: which of ``mmlab.training.starting.PARTS`` its recipes may name.
+    - ``takes_turns``: a step may leave parameters without a gradient, as where tasks take turns;
+      even a single loss of it is told by name.
     """
 
     data: Callable[[Recipe], TrainingData | StreamedData]
@@ -35,6 +38,8 @@ class System:
     metadata: Callable[[TrainingData | StreamedData], dict[str, str]] = lambda data: {}
     settings: Mapping[str, object] = field(default_factory=dict)
     decays: Rule = decays
+    takes_turns: bool = False
+    starts: tuple[str, ...] = ()
 
 
 def overrides(recipe: Recipe, *given: str) -> dict[str, object]:
@@ -61,9 +66,16 @@ def config_of(recipe: Recipe) -> object:
     return replace(config, **{name: recipe.model[name] for name in names})
 
 
+REGION_IMAGE_SIZE = 64
+
+
 def image_size(recipe: Recipe) -> int:
-    """Pixels per side of the images that the recipe's model takes."""
-    return config_of(recipe).image_size
+    """Pixels per side of the images that the recipe's model takes.
+
+    A model of regions sees none itself; its detector's are as large as the recipe tells.
+    """
+    own = getattr(config_of(recipe), "image_size", None)
+    return own or recipe.pretraining.get("image_size", REGION_IMAGE_SIZE)
 
 
 def pretraining_settings(recipe: Recipe, usual: Mapping[str, object]) -> dict[str, object]:
@@ -79,10 +91,15 @@ def pretraining_settings(recipe: Recipe, usual: Mapping[str, object]) -> dict[st
     return {**usual, **given}
 
 
-def learned_tokenizer(shards: tuple[str, ...], vocab_size: int, seed: int) -> Tokenizer:
-    """Word pieces of the captions in shards, at most ``vocab_size``: alike on all processes."""
+def learned_tokenizer(
+    shards: tuple[str, ...], vocab_size: int, seed: int, wants: str = "pairs"
+) -> Tokenizer:
+    """Word pieces of the captions in shards, at most ``vocab_size``: alike on all processes.
+
+    ``wants`` as in ``ShardOptions``.
+    """
     is_main = PartialState().is_main_process
-    learned = [learn_tokenizer(shards, vocab_size, seed).to_json() if is_main else None]
+    learned = [learn_tokenizer(shards, vocab_size, seed, wants).to_json() if is_main else None]
     return Tokenizer.from_json(broadcast_object_list(learned)[0])
 
 

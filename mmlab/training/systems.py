@@ -25,6 +25,7 @@ from mmlab.tasks.streamed_captions import StreamedCaptions
 from mmlab.training.blip2_system import BLIP2_SYSTEM
 from mmlab.training.momentum_systems import ALBEF_SYSTEM, BLIP_SYSTEM
 from mmlab.training.recipe import Recipe
+from mmlab.training.region_systems import REGION_SYSTEMS
 from mmlab.training.system import (
     System,
     check_no_start,
@@ -112,4 +113,5 @@ SYSTEMS: dict[str, System] = {
     "blip": BLIP_SYSTEM,
     "vlmo": VLMO_SYSTEM,
     "blip2": BLIP2_SYSTEM,
+    **REGION_SYSTEMS,
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from mmlab.hub import CheckpointError, create_model
+from mmlab.hub import CheckpointError, create_model, read_checkpoint
+from mmlab.hub.starting import start_vlmo_from_beit
 from mmlab.models.checks import check
 from mmlab.models.vlmo_pretraining import (
     VLMoLanguagePretraining,
@@ -15,6 +16,7 @@ from mmlab.models.vlmo_pretraining import (
 from mmlab.models.vlmo_tasks import VLMoQuestionAnswering
 from mmlab.training.pair_data import Pairs, captioned_pairs, words_and_answers
 from mmlab.training.recipe import Recipe
+from mmlab.training.starting import tell
 from mmlab.training.system import System, load_started, overrides
 
 NUM_CODES = 64
@@ -61,6 +63,9 @@ def _vlmo(recipe: Recipe, data: Pairs) -> nn.Module:
     stage, given = stage_of(recipe), {"vocab_size": data.tokenizer.vocab_size}
     given["num_classes"] = len(data.answers) if stage == "questions" else 0
     usual = _SETTINGS.get(stage, {})
+    after = "those of pretraining: questions are learned after it, with start"
+    asks = stage == "questions" and bool(recipe.start_image)
+    check(not asks, "heads", recipe.model.get("heads"), after)
     network = _network(recipe, {**usual, **overrides(recipe, *given), **given})
     if stage == "vision":
         return VLMoVisionPretraining(network)
@@ -72,6 +77,8 @@ def _vlmo(recipe: Recipe, data: Pairs) -> nn.Module:
 def _network(recipe: Recipe, settings: dict[str, object]) -> nn.Module:
     """A fresh model, or the one that the recipe starts with, changed to these ``settings``."""
     fresh = create_model(recipe.model_name, **settings)
+    if recipe.start_image:
+        tell(fresh, [start_vlmo_from_beit(fresh, read_checkpoint(recipe.start_image))])
     if not recipe.start:
         return fresh
     try:
@@ -92,4 +99,4 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return not is_norm and "bias" not in name
 
 
-VLMO_SYSTEM = System(_pairs, _vlmo, words_and_answers, decays=_decays)
+VLMO_SYSTEM = System(_pairs, _vlmo, words_and_answers, decays=_decays, starts=("start_image",))

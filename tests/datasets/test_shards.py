@@ -7,6 +7,7 @@ import sys
 import tarfile
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -611,3 +612,47 @@ def test_two_processes_see_different_pairs_and_train_one_model(tmp_path):
     assert one["losses"] == two["losses"] and one["weights"] == two["weights"]
     # Guessing among the pairs of both processes costs ln 16; learning them by heart costs less.
     assert sum(one["losses"][-5:]) / 5 < 0.75 * math.log(16)
+
+
+# ------------------------------------------------------------------------- texts or images alone
+
+TEXTS = ShardOptions(epochs=1, shuffle=False, wants="texts")
+IMAGES = ShardOptions(epochs=1, shuffle=False, wants="images")
+
+
+def test_texts_alone_are_written_and_read(tmp_path):
+    nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
+    texts = [replace(example(n, num_captions=2), image=nothing) for n in range(5)]
+    paths = write_shards(texts, tmp_path)
+    with tarfile.open(paths[0]) as archive:
+        assert not [name for name in archive.getnames() if name.endswith("png")]
+    stream = ShardStream(paths, TEXTS)
+    read = list(stream)
+    assert [set(e.captions) for e in read] == [set(e.captions) for e in texts]
+    assert all(e.image.shape == (3, 0, 0) for e in read) and not stream.report.skipped
+    for options in (ONCE, IMAGES):
+        with pytest.raises(ShardError, match=r"no usable sample .*5 no image"):
+            list(ShardStream(paths, options))
+
+
+def test_images_alone_are_read_and_need_no_caption(tmp_path):
+    broken = [("c.png", png()), ("c.txt", b"\xff"), ("c.json", b"{")]
+    tar(tmp_path / "a.tar", ("a.png", png()), *good("b"), *broken, ("d.txt", b"alone"))
+    stream = ShardStream(tmp_path / "a.tar", IMAGES)
+    read = list(stream)
+    assert [e.id for e in read] == ["a", "b", "c"] and stream.report.skipped == {"no image": 1}
+    assert [len(e.captions) for e in read] == [0, 1, 0]
+    texts = ShardStream(tmp_path / "a.tar", TEXTS)
+    assert [e.captions[0].text for e in texts] == ["a caption", "alone"]
+    assert texts.report.skipped == {"no caption": 1, "broken caption": 1}
+
+
+def test_an_image_that_nobody_wants_is_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "decode_image", lambda *given: pytest.fail("it is decoded"))
+    tar(tmp_path / "a.tar", *good("a"), ("b.png", b"no image"), ("b.txt", b"b"))
+    assert [e.id for e in ShardStream(tmp_path / "a.tar", TEXTS)] == ["a", "b"]
+
+
+def test_what_is_wanted_is_one_of_three():
+    with pytest.raises(ValueError, match="wants must be one of pairs, images, texts, got 'text'"):
+        ShardOptions(wants="text")

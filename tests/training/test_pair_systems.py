@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mmlab.hub import CheckpointError, create_model
 from mmlab.models.albef_tasks import albef_answerer
+from mmlab.models.blip import BLIPPretraining
 from mmlab.models.blip_tasks import blip_answerer
 from mmlab.models.vlmo_pretraining import trained_in
 from mmlab.tasks import questions
@@ -176,6 +177,13 @@ def test_vlmo_lets_the_norms_of_experts_decay_and_no_others():
 # Several processes.
 
 
+def words_loss(module, batch, contrast):
+    """Masked words count alike in all processes, written ones are averaged in each."""
+    if isinstance(module, BLIPPretraining):
+        return module.write(batch, contrast.image_tokens).loss()
+    return module.predict_words(batch, contrast).loss() * batch["masked_share"]
+
+
 def by_hand(recipe, num_processes=2):
     """What that many processes must find: a queue for all, negatives of each one's own share.
 
@@ -197,8 +205,8 @@ def by_hand(recipe, num_processes=2):
             seed_everything(recipe.seed, 3, step, process)
             batch = share[step]
             contrast = module.contrast(batch)
-            words = module.predict_words(batch, contrast).loss() * batch["masked_share"]
-            found.append(contrast.loss() + module.match(batch, contrast).loss() + words)
+            pairs = contrast.loss() + module.match(batch, contrast).loss()
+            found.append(pairs + words_loss(module, batch, contrast))
             contrasts.append(contrast)
         module.queue.enqueue(
             images=torch.cat([contrast.momentum_image_features for contrast in contrasts]),
@@ -213,31 +221,125 @@ def by_hand(recipe, num_processes=2):
     return module, losses
 
 
-@pytest.mark.slow
-def test_albef_on_two_processes_shares_the_queue_and_not_the_batch(tmp_path):
-    """Samples of other processes come by way of the queue alone, as in the official code."""
-    recipe = replace(TINY_ALBEF, model={**TINY_ALBEF.model, "dropout": 0.0})
-    config = write_recipe(recipe, tmp_path)
-    pair = start("train", "--config", config, "--out", str(tmp_path / "two"), launcher=PAIR)
-    module, losses = by_hand(recipe)
+def in_two_processes(recipe, folder):
+    """The figures of the steps, and the weights, of a run of two processes."""
+    config = write_recipe(recipe, folder)
+    pair = start("train", "--config", config, "--out", str(folder / "two"), launcher=PAIR)
     _, errors = pair.communicate()
     assert pair.returncode == 0, errors
-    lines = read_metrics(tmp_path / "two" / "metrics.jsonl")
-    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
-    found = weights(tmp_path / "two")
-    for name, tensor in module.network.state_dict().items():
+    return read_metrics(folder / "two" / "metrics.jsonl"), weights(folder / "two")
+
+
+def assert_same_weights(found, network):
+    for name, tensor in network.state_dict().items():
         # A bias of the keys has no gradient but rounding, which Adam blows up to its full rate.
         if not name.endswith("k_proj.bias"):
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def first_step_alone(recipe, folder):
+    run(replace(recipe, steps=1), folder / "one")
+    return read_metrics(folder / "one" / "metrics.jsonl")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_two_processes_share_the_queue_and_not_the_batch(name, tmp_path):
+    """Samples of other processes come by way of the queue alone, as in the official code."""
+    recipe = replace(RECIPES[name], model={**RECIPES[name].model, "dropout": 0.0})
+    lines, found = in_two_processes(recipe, tmp_path)
+    module, losses = by_hand(recipe)
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    assert_same_weights(found, module.network)
     own, _ = own_state(tmp_path / "two")
-    for name, tensor in module.state_dict().items():
-        if name.startswith("queue.") or name == "momentum.num_updates":
-            torch.testing.assert_close(own[name], tensor, atol=1e-5, rtol=1e-5)
-    # A single process has twice the negatives in its batch, but masks the same words.
-    run(replace(recipe, steps=1), tmp_path / "one")
-    first = read_metrics(tmp_path / "one" / "metrics.jsonl")[0]
-    assert first["masked_words"] == pytest.approx(lines[0]["masked_words"], abs=1e-5)
+    for key, tensor in module.state_dict().items():
+        if key.startswith("queue.") or key == "momentum.num_updates":
+            torch.testing.assert_close(own[key], tensor, atol=1e-5, rtol=1e-5)
+    # A single process has twice the negatives in its batch, but the same words.
+    first = first_step_alone(recipe, tmp_path)
     assert abs(first["contrastive"] - lines[0]["contrastive"]) > 1e-3
+    same_words = {"albef": 1e-5, "blip": 2e-2}[name]
+    assert first[THIRD[name]] == pytest.approx(lines[0][THIRD[name]], abs=same_words)
+
+
+class Pretended:
+    """``gather_own_first`` of two processes, which are played one after the other.
+
+    While it listens it remembers what each of them shows; that depends on nothing it is shown.
+    """
+
+    def __init__(self):
+        self.shown, self.listens, self.process, self.place = ([], []), True, 0, 0
+
+    def __call__(self, x):
+        if self.listens:
+            self.shown[self.process].append(x.detach())
+            return torch.cat([x, x.detach()])
+        self.place += 1
+        return torch.cat([x, self.shown[1 - self.process][self.place - 1]])
+
+    def begin(self, process, listens):
+        self.process, self.listens, self.place = process, listens, 0
+        if listens:
+            self.shown[process].clear()
+
+
+def vlmo_by_hand(recipe, gather):
+    """What two processes must find: each the whole table, whose gradient is its own rows' alone."""
+    data = training_data(recipe)
+    module = new_model(recipe, data)
+    state = make_state(module, recipe, Accelerator(), SYSTEMS["vlmo"].decays)
+    shares = [Batches(data, recipe.batch_size, recipe.seed, process, 2) for process in range(2)]
+    losses = []
+    for step in range(recipe.steps):
+        factor = rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup)
+        set_rate(state.optimizer, recipe.lr * factor)
+        for listens in (True, False):
+            found = []
+            for process, share in enumerate(shares):
+                gather.begin(process, listens)
+                seed_everything(recipe.seed, 3, step, process)
+                found.append(sum(module.losses(share[step]).values()))
+        loss = sum(found) / 2
+        losses.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+    return module, losses
+
+
+@pytest.mark.slow
+def test_vlmo_s_pairs_on_two_processes_are_one_batch_whose_gradient_is_halved(
+    tmp_path, monkeypatch
+):
+    recipe = replace(TINY_VLMO, model={**TINY_VLMO.model, "dropout": 0.0, "drop_path": 0.0})
+    lines, found = in_two_processes(recipe, tmp_path)
+    first = first_step_alone(recipe, tmp_path)
+    # The same table of similarities and the same masked words; wrong pairs are drawn anew.
+    for part in ("contrastive", "masked_words"):
+        assert first[part] == pytest.approx(lines[0][part], abs=1e-5)
+    # Of the contrast, the weights feel half: 1/W, as the official code averages it.
+    assert lines[0]["gradient_norm"] != pytest.approx(first["gradient_norm"], rel=1e-2)
+    gather = Pretended()
+    for module in ("mmlab.objectives.global_contrast", "mmlab.models.vlmo_pretraining"):
+        monkeypatch.setattr(f"{module}.gather_own_first", gather)
+    module, losses = vlmo_by_hand(recipe, gather)
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    assert_same_weights(found, module.network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["codes", "words"])
+def test_the_stages_before_are_the_same_on_two_processes(head, tmp_path):
+    model = {**TINY_VLMO.model, "heads": (head,), "dropout": 0.0, "drop_path": 0.0}
+    recipe = replace(TINY_VLMO, model=model)
+    lines, found = in_two_processes(recipe, tmp_path)
+    network = run(recipe, tmp_path / "one")
+    alone = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    losses = [line["loss"] for line in alone]
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    assert_same_weights(found, network)
 
 
 # The stages of VLMo.
@@ -413,3 +515,23 @@ def test_the_command_line_trains_from_a_file(mmlab, tmp_path):
     assert code == 0 and f"mmlab evaluate blip --checkpoint {tmp_path / 'run'}" in err
     recipe = recipe_of(tmp_path / "run")
     assert recipe.pretraining == TINY_BLIP.pretraining
+
+
+@pytest.mark.parametrize("heads", [("codes",), ("words",)])
+def test_after_a_stage_of_one_kind_the_next_stage_is_next(heads, mmlab, tmp_path):
+    recipe = replace(TINY_VLMO, model={**TINY_VLMO.model, "heads": heads}, steps=1)
+    config, out = write_recipe(recipe, tmp_path), tmp_path / "run"
+    code, _, err = mmlab("train", "--config", config, "--out", out)
+    told = f"next: the stage after this one, with --start {out}/model.safetensors"
+    assert code == 0 and err.splitlines()[-1] == told
+    code, _, err = mmlab("evaluate", "vlmo", "--checkpoint", out)
+    assert code == 2 and "has learned nothing yet that a task measures" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_after_questions_the_hint_leads_to_their_figures(name, mmlab, answering, monkeypatch):
+    monkeypatch.setattr(questions, "NUM_GUESSED_FROM", 60)
+    options = ("--checkpoint", answering / name, "--num-images", 2, "--split", "test", "--json")
+    code, out, _ = mmlab("evaluate", name, *options)
+    assert code == 0 and json.loads(out)["task"] == "vqa"

@@ -71,6 +71,21 @@ def test_wrong_values_name_the_field_and_the_value(field, value):
     assert field in str(caught.value) and repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"end_lr": 3e-3}, r"end_lr must be from 0 to lr=0.002, got 0.003"),
+        ({"end_lr": -1e-5}, "end_lr must be from 0 to lr=0.002, got -1e-05"),
+        ({"end_lr": 1e-5, "schedule": "constant"}, "left out with schedule: constant, got 1e-05"),
+        ({"schedule": "exponential"}, "end_lr must be above 0: no factor leads to 0, got 0.0"),
+    ],
+)
+def test_the_last_rate_fits_the_schedule(settings, message):
+    with pytest.raises(ValueError, match=message):
+        to_recipe(settings)
+    assert to_recipe({"end_lr": "1e-5", "schedule": "exponential"}).end_lr == 1e-5
+
+
 @pytest.mark.parametrize("text", ["- a\n- b", "just text", "a: [", "\0"])
 def test_files_that_are_no_recipe_are_refused_in_one_line(text, tmp_path):
     path = tmp_path / "recipe.yaml"
