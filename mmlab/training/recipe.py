@@ -47,7 +47,8 @@ class Recipe:
       own; a BLIP-2 too, or its frozen image encoder with a ViT (empty: with the one of mmlab).
     - ``start_image``, ``start_text``: instead, files of others for parts of an ALBEF, BLIP or
       BLIP-2: a ViT or DeiT for the image encoder (EVA or CLIP for a BLIP-2 that has it), a BERT for
-      the text, whose vocabulary ``tokenizer`` then names. A VLMo takes a BEiT as ``start_image``.
+      the text, whose vocabulary ``tokenizer`` then names. A VLMo takes a BEiT as ``start_image``, a
+      model of regions a BERT as ``start_text`` (not LXMERT, which its paper starts from nothing).
     - ``batch_size``: images a step, over all processes together.
     - ``warmup``: steps until the rate has risen to ``lr``; then it follows ``schedule`` down to
       ``end_lr``, which the step after the last would take.

@@ -25,6 +25,7 @@ from mmlab.models.lxmert import (
     MASKED_SHARE,
     REGION_LOSSES,
     LXMERTPretraining,
+    lxmert_decays,
     lxmert_lesson,
 )
 from mmlab.models.lxmert_tasks import LXMERTQuestionAnswering
@@ -33,9 +34,15 @@ from mmlab.models.oscar_tasks import OscarQuestionAnswering
 from mmlab.models.unicoder_vl import UnicoderVLPretraining, unicoder_vl_lesson
 from mmlab.models.uniter import IN_DOMAIN_POOLS, UNITERPretraining, uniter_decays, uniter_lesson
 from mmlab.models.uniter_tasks import UNITERQuestionAnswering
-from mmlab.models.vilbert import ViLBERTPretraining, vilbert_decays, vilbert_lesson
+from mmlab.models.vilbert import BERT_PLACES, ViLBERTPretraining, vilbert_decays, vilbert_lesson
 from mmlab.models.vilbert_tasks import ViLBERTQuestionAnswering
-from mmlab.models.visualbert import VisualBERTPretraining, append_locations, visualbert_lesson
+from mmlab.models.visualbert import (
+    VisualBERT,
+    VisualBERTPretraining,
+    append_locations,
+    special_visual_initialize,
+    visualbert_lesson,
+)
 from mmlab.models.visualbert_tasks import VisualBERTQuestionAnswering
 from mmlab.models.vlbert import (
     VLBERTPretraining,
@@ -56,6 +63,7 @@ from mmlab.tasks.region_scenes import SHARE, Lesson, Pairs, RegionScenes, region
 from mmlab.training.optim import Rule, decays
 from mmlab.training.pair_data import words_and_answers
 from mmlab.training.recipe import Recipe
+from mmlab.training.starting import Places, has_parts, start_with_parts
 from mmlab.training.system import (
     REGION_IMAGE_SIZE,
     System,
@@ -93,6 +101,7 @@ class Manner:
     - ``asked``: which loss is a mean over what, see ``RegionScenes``.
     - ``given``: fields of its configuration that the detector tells.
     - ``matched``: the output of its matching head that means "fits".
+    - ``places``: where a BERT goes, with which its paper begins; without any it begins afresh.
     - ``texts``: how many texts share its context.
     """
 
@@ -107,6 +116,7 @@ class Manner:
     decays: Rule = decays
     matched: int = 1
     texts: int = 1
+    places: Places = ()
 
     @property
     def settings(self) -> dict[str, object]:
@@ -199,6 +209,11 @@ def tagged_lesson(*given: object, context_length: int, **settings: object) -> di
     return oscar_lesson(*given, pollution=Pollution(**settings), **more)
 
 
+_TRUNK, _WORDS = ("trunk.", ""), ("heads.words.", "words.")
+UNITER_PLACES = (("text_embeddings.", "embeddings."), _TRUNK, _WORDS)
+VISUALBERT_PLACES = (("embeddings.", "embeddings."), _TRUNK, _WORDS)
+OSCAR_PLACES = (("embeddings.", "embeddings."), _TRUNK, ("heads.words.transform.", "words."))
+
 MANNERS: dict[str, Manner] = {
     "vilbert": Manner(
         vilbert_lesson,
@@ -210,6 +225,7 @@ MANNERS: dict[str, Manner] = {
         given={"num_region_classes": len(SHAPES) + 1},
         decays=vilbert_decays,
         matched=0,
+        places=BERT_PLACES,
     ),
     "lxmert": Manner(
         lxmert_lesson,
@@ -226,6 +242,7 @@ MANNERS: dict[str, Manner] = {
         lesson_settings={"question_share": 1 / 3},
         module_settings={"region_losses": REGION_LOSSES, "region_weight": 1 / MASKED_SHARE},
         given={"num_region_classes": len(SHAPES), "num_attributes": len(ATTRIBUTES)},
+        decays=lxmert_decays,
     ),
     "uniter": Manner(
         uniter_lesson,
@@ -242,6 +259,7 @@ MANNERS: dict[str, Manner] = {
         module_settings={"alignment_weight": 0.1, "iterations": 50},
         given={"num_region_classes": len(SHAPES) + 1},
         decays=uniter_decays,
+        places=UNITER_PLACES,
     ),
     "oscar": Manner(
         tagged_lesson,
@@ -257,6 +275,7 @@ MANNERS: dict[str, Manner] = {
             "question_share": 0.0,
         },
         matched=0,
+        places=OSCAR_PLACES,
     ),
     "visualbert": Manner(
         visualbert_lesson,
@@ -266,6 +285,7 @@ MANNERS: dict[str, Manner] = {
         asked={"masked_words": "labels"},
         lesson_settings={"locations": False},
         texts=2,
+        places=VISUALBERT_PLACES,
     ),
     "unicoder-vl": Manner(
         unicoder_vl_lesson,
@@ -274,6 +294,7 @@ MANNERS: dict[str, Manner] = {
         _located(corner_area_locations),
         asked={"masked_words": "labels", "masked_region_classes": "masked_regions"},
         given={"num_region_classes": len(SHAPES)},
+        places=UNITER_PLACES,
     ),
     "vlbert": Manner(
         vlbert_lesson,
@@ -390,6 +411,10 @@ def _module(recipe: Recipe, data: RegionScenes) -> nn.Module:
     network = create_model(recipe.model_name, **{**overrides(recipe, *given), **given})
     if recipe.start:
         start_with(network, load_started(recipe), recipe)
+    elif has_parts(recipe):
+        start_with_parts(network, recipe, manner.places)
+        if isinstance(network, VisualBERT):
+            special_visual_initialize(network)
     if heads == ("answer",):
         return RegionLessons(manner.answering(network))
     switches = {name: settings[name] for name in manner.module_settings}
@@ -423,6 +448,7 @@ REGION_SYSTEMS = {
         manner.settings,
         manner.decays,
         takes_turns=True,
+        starts=("start_text",) if manner.places else (),
     )
     for name, manner in MANNERS.items()
 }

@@ -20,6 +20,7 @@ from mmlab.training.region_systems import (
     load_trained_regions,
 )
 from mmlab.training.run import new_model, read_metrics, recipe_of, run, training_data
+from tests.hub.published import bert_shapes, write
 from tests.training.tiny import PAIR, TINY, start, write_recipe
 
 _SMALL = {"dim": 32, "num_heads": 2, "mlp_dim": 64, "dropout": 0.1}
@@ -485,6 +486,46 @@ def test_questions_want_a_model_that_learned_to_answer(mmlab, runs):
     options = ("--checkpoint", runs / "uniter", "--task", "vqa", "--num-images", 2)
     code, _, err = mmlab("evaluate", "uniter", *options)
     assert code == 2 and "no 'answer' head" in err and err.count("\n") == 1
+
+
+WORD_TABLES = {
+    "vilbert": "embeddings",
+    "uniter": "text_embeddings",
+    "oscar": "embeddings",
+    "visualbert": "embeddings",
+    "unicoder-vl": "text_embeddings",
+}
+
+
+@pytest.mark.parametrize("name", WORD_TABLES)
+def test_a_model_may_begin_with_a_bert(name, tmp_path):
+    words = training_data(RECIPES[name]).tokenizer
+    (tmp_path / "words.json").write_text(words.to_json())
+    write(tmp_path / "bert.bin", bert_shapes(words.vocab_size, depth=1, positions=64))
+    given = {"start_text": str(tmp_path / "bert.bin"), "tokenizer": str(tmp_path / "words.json")}
+    recipe = replace(RECIPES[name], **given)
+    state = new_model(recipe, training_data(recipe)).network.state_dict()
+    bert = torch.load(tmp_path / "bert.bin", weights_only=True)["model"]
+    table = WORD_TABLES[name]
+    ours = state[f"{table}.word_embedding.weight"]
+    assert torch.equal(ours, bert["bert.embeddings.word_embeddings.weight"])
+    positions = state[f"{table}.position_embedding.weight"]
+    theirs = bert["bert.embeddings.position_embeddings.weight"]
+    assert torch.equal(positions, theirs[: len(positions)])
+    block = "text_blocks" if name == "vilbert" else "trunk.blocks"
+    dense = bert["bert.encoder.layer.0.intermediate.dense.weight"]
+    assert torch.equal(state[f"{block}.0.mlp.fc1.weight"], dense)
+    head = "heads.words.transform" if name == "oscar" else "heads.words"
+    assert torch.equal(state[f"{head}.bias"], bert["cls.predictions.bias"])
+    if name == "visualbert":
+        assert torch.equal(state["region_embeddings.position_embedding.weight"], positions)
+
+
+@pytest.mark.parametrize("name", ["lxmert", "vlbert"])
+def test_who_does_not_begin_with_a_bert_says_so(name):
+    recipe = replace(RECIPES[name], start_text="bert.bin", tokenizer="vocab.txt")
+    with pytest.raises(ValueError, match=f"start_text must be left out: a {name} takes none"):
+        training_data(recipe)
 
 
 def test_the_command_line_trains_from_a_file(mmlab, tmp_path):
