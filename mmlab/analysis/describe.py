@@ -31,9 +31,11 @@ def describe(name: str) -> Description:
 
 
 def _describe_any(model: nn.Module) -> Description:
-    """The parts of a model and how large they are."""
-    parts = {f"{part}_parameters": count_parameters(m) for part, m in model.named_children()}
-    return {"parameters": count_parameters(model), **parts}
+    """The sizes in a model's configuration, and the parts of it that have parameters."""
+    sizes = {name: size for name, size in vars(model.config).items() if type(size) is int and size}
+    counts = {part: count_parameters(child) for part, child in model.named_children()}
+    parts = {f"{part}_parameters": count for part, count in counts.items() if count}
+    return {**sizes, "parameters": count_parameters(model), **parts}
 
 
 def _describe_vit(model: ViT) -> Description:

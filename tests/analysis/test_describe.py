@@ -108,6 +108,13 @@ def test_every_family_can_be_described(name):
     assert model_config(name) is not None
 
 
+def test_a_model_without_a_description_of_its_own_tells_its_sizes_and_its_parts():
+    about = describe("uniter-b")
+    assert (about["dim"], about["depth"], about["feature_dim"]) == (768, 12, 2048)
+    parts = [value for name, value in about.items() if name.endswith("_parameters")]
+    assert all(parts) and sum(parts) == about["parameters"] == 112_938_887
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'clip-vit-b-32'"):
         describe("clip-vit-b32")
