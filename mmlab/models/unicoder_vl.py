@@ -35,12 +35,12 @@ from mmlab.models.uniter import (
     UNITERConfig,
     UNITERPretraining,
     hide_words,
-    own_or_other,
     regions_of,
 )
 from mmlab.nn.region_locations import corner_area_locations
 from mmlab.objectives.masked_language import IGNORED
 from mmlab.objectives.masked_region import choose_regions, hide_regions
+from mmlab.objectives.matching import own_or_other
 
 LOCATION_DIM = 5
 ZEROED, REPLACED = 0.8, 0.1

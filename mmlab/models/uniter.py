@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from mmlab.models.checks import (
@@ -53,7 +53,7 @@ from mmlab.objectives.masked_region import (
     region_distribution_loss,
     region_feature_loss,
 )
-from mmlab.objectives.matching import matching_loss
+from mmlab.objectives.matching import matching_loss, own_or_other
 from mmlab.objectives.transport import word_patch_alignment_loss
 
 HEADS = ("words", "features", "classes", "match", "answer", "rank", "pair", "choice", "refer")
@@ -575,20 +575,6 @@ def _matching_lesson(
     others = regions_of(pairs, corner_size_area_locations, "other_")
     mixed = {name: own_or_other(matched, batch[name], other) for name, other in others.items()}
     return mixed | {"matched": matched}
-
-
-def own_or_other(
-    own_wanted: Bool[Tensor, " batch"],
-    own: Shaped[Tensor, "batch _ ..."],
-    other: Shaped[Tensor, "batch _ ..."],
-) -> Shaped[Tensor, "batch _ ..."]:
-    """Rows of ``own`` where wanted, else of ``other``; the shorter one is padded with zeros."""
-    longest = max(own.shape[1], other.shape[1])
-    own, other = (
-        torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1)
-        for t in (own, other)
-    )
-    return torch.where(own_wanted.view(-1, *(1,) * (own.ndim - 1)), own, other)
 
 
 # Pre-training: what is learnt.

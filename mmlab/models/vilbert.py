@@ -54,7 +54,7 @@ from mmlab.objectives.masked_region import (
     region_distribution_loss,
     region_feature_loss,
 )
-from mmlab.objectives.matching import matching_loss
+from mmlab.objectives.matching import matching_loss, own_or_other
 
 PRETRAINING_HEADS = ("words", "regions", "match")
 TASK_HEADS = ("answer", "gqa", "pair", "rank", "entailment", "grounding", "word_scores")
@@ -679,8 +679,8 @@ def vilbert_lesson(
     batch: dict[str, Tensor] = {}
     if objective != 2:
         matched = torch.rand(len(ids), generator=generator) >= 0.5
-        ids = _choose(matched, ids, pairs["other_ids"])
-        valid = _choose(matched, valid, pairs["other_mask"])
+        ids = own_or_other(matched, ids, pairs["other_ids"])
+        valid = own_or_other(matched, valid, pairs["other_mask"])
         batch["matched"] = matched
     maskable = valid & ~torch.isin(ids, torch.tensor(special_ids))
     words = mask_tokens(ids, maskable, mask_id, vocab_size, MASKED_SHARE, generator=generator)
@@ -740,15 +740,6 @@ def draw_negative_regions(
     inside = own * regions + order[own, place.clamp_max(regions - 1)]
     takes_near = (torch.arange(count) < near) & (others > 0)
     return torch.where(takes_near, inside, far)
-
-
-def _choose(
-    first: Bool[Tensor, " batch"], texts: Tensor, others: Tensor
-) -> Int64[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"]:
-    """Rows of ``texts`` where ``first``, else of ``others``, both padded with zeros."""
-    longest = max(texts.shape[1], others.shape[1])
-    texts, others = (F.pad(t, (0, longest - t.shape[1])) for t in (texts, others))
-    return torch.where(first[:, None], texts, others)
 
 
 BERT_PLACES = (

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
@@ -41,7 +40,7 @@ from mmlab.nn import (
 from mmlab.nn.region_locations import corner_size_locations
 from mmlab.nn.single_stream import joint_mask
 from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
-from mmlab.objectives.matching import matching_loss
+from mmlab.objectives.matching import matching_loss, own_or_other
 
 HEADS = ("words", "match", "answer", "grounding")
 ANSWER_FROM = ("last_word", "pooled")
@@ -417,7 +416,10 @@ def visualbert_lesson(
     count, device = len(pairs["input_ids"]), pairs["input_ids"].device
     luck = torch.rand(count, generator=generator, device=generator.device).to(device)
     matched = luck < SECOND_CAPTION_RATE
-    second, second_valid = _second_captions(pairs, matched)
+    second, second_valid = (
+        own_or_other(matched, pairs[f"second_{part}"], pairs[f"other_{part}"])
+        for part in ("ids", "mask")
+    )
     ids, valid, types = join_texts(
         pairs["input_ids"], pairs["attention_mask"], second, second_valid
     )
@@ -436,21 +438,6 @@ def visualbert_lesson(
         "features": features,
         "region_valid": pairs["region_valid"],
     }
-
-
-def _second_captions(
-    pairs: dict[str, Tensor], matched: Bool[Tensor, " batch"]
-) -> tuple[Int64[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    width = max(pairs[f"{which}_ids"].shape[1] for which in ("second", "other"))
-
-    def chosen(part: str) -> Tensor:
-        own, other = (
-            F.pad(pairs[f"{which}_{part}"], (0, width - pairs[f"{which}_{part}"].shape[1]))
-            for which in ("second", "other")
-        )
-        return torch.where(matched[:, None], own, other)
-
-    return chosen("ids"), chosen("mask")
 
 
 def features_of(network: VisualBERT, batch: dict[str, Tensor]) -> VisualBERTFeatures:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 
@@ -110,6 +110,23 @@ def matching_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the two-way classifier, mean over the pairs; output 1 means a match."""
     return F.cross_entropy(logits, matched.long())
+
+
+def own_or_other(
+    own_wanted: Bool[Tensor, " batch"],
+    own: Shaped[Tensor, "batch _ ..."],
+    other: Shaped[Tensor, "batch _ ..."],
+) -> Shaped[Tensor, "batch _ ..."]:
+    """False pairs by exchange: rows of ``own`` where wanted, else of ``other``.
+
+    Texts, regions or masks; the shorter of the two is padded with zeros.
+    """
+    longest = max(own.shape[1], other.shape[1])
+    own, other = (
+        torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1)
+        for t in (own, other)
+    )
+    return torch.where(own_wanted.view(-1, *(1,) * (own.ndim - 1)), own, other)
 
 
 def _device(generator: torch.Generator | None, tensor: Tensor) -> torch.device:

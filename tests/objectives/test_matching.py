@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from mmlab.objectives.matching import images_of_pairs, matching_loss, sample_hard_negatives
+from mmlab.objectives.matching import (
+    images_of_pairs,
+    matching_loss,
+    own_or_other,
+    sample_hard_negatives,
+)
 
 
 def diagonal(size):
@@ -81,3 +86,12 @@ def test_every_pair_finds_its_image(of_all):
     images, rows = images_of_pairs(own, candidates, wrong)
     assert torch.equal(images[rows], torch.cat([own, candidates[wrong], own]))
     assert len(images) == (6 if of_all else 3)
+
+
+def test_rows_are_exchanged_and_the_shorter_is_padded():
+    own, other = torch.ones(3, 2, 4), torch.full((3, 5, 4), 2.0)
+    mixed = own_or_other(torch.tensor([True, False, True]), own, other)
+    assert torch.equal(mixed[1], other[1])
+    assert torch.equal(mixed[0, :2], own[0]) and not mixed[0, 2:].any()
+    ids = own_or_other(torch.tensor([False]), torch.ones(1, 3).long(), torch.ones(1, 1).long())
+    assert ids.tolist() == [[1, 0, 0]]
