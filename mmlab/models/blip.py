@@ -335,6 +335,18 @@ class BLIP(nn.Module):
         """Scores of the next word after each token of a text that describes the image."""
         return self._write("words", input_ids, text_valid, image_tokens)
 
+    def asked_word_logits(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        image_tokens: Float[Tensor, "batch image_tokens dim"],
+        asked: Bool[Tensor, "batch tokens"],
+        text_valid: Bool[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "asked vocab_size"]:
+        """``word_logits`` after the tokens ``asked``, row by row, and nowhere else."""
+        decoder, valid = self.head("words"), valid_tokens(input_ids, text_valid)
+        ids = _beginning_with(self.config.decoder_id, input_ids)
+        return decoder.word_logits(decoder.read(ids, valid, image_tokens)[asked])
+
     def answer_logits(
         self,
         answer_ids: Int[Tensor, "answers answer_tokens"],

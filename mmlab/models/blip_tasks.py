@@ -26,7 +26,7 @@ from mmlab.models.checks import check
 from mmlab.nn import beam_search, sample_text, valid_tokens
 from mmlab.objectives.contrastive import gather_with_gradient
 from mmlab.objectives.language_modeling import (
-    language_modeling_loss,
+    next_words_loss,
     sequence_labels,
     sequence_losses,
 )
@@ -191,8 +191,11 @@ class BLIPCaptioning(nn.Module):
         valid = valid_tokens(ids, batch.get("attention_mask"))
         labels = sequence_labels(ids, valid)
         labels[:, : self.prompt_length] = IGNORED
-        logits = self.network.word_logits(ids, self.network.image_tokens(batch["images"]), valid)
-        loss = language_modeling_loss(logits, labels, self.label_smoothing)
+        # The vocabulary is large: words after padding, or of the prompt, are not scored.
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        asked, images = targets != IGNORED, self.network.image_tokens(batch["images"])
+        logits = self.network.asked_word_logits(ids, images, asked, valid)
+        loss = next_words_loss(logits, targets[asked], self.label_smoothing)
         return {"language_modeling": loss}
 
 

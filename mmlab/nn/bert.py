@@ -213,8 +213,19 @@ class BertDecoder(BertTrunk):
 
         ``context_rows`` as in ``Attention``; ``context_mask`` is that of each row of ``ids``.
         """
+        return self.word_logits(self.read(ids, valid, context, context_mask, context_rows))
+
+    def read(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        valid: Bool[Tensor, "batch tokens"],
+        context: Float[Tensor, "contexts context_tokens context_dim"],
+        context_mask: ContextMask | None = None,
+        context_rows: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The tokens from which ``word_logits`` guesses the next words; as in ``forward``."""
         mask = causal_mask(ids.shape[1], ids.device) & padding_mask(valid)
-        return self.word_logits(self.encode(ids, mask, context, context_mask, context_rows))
+        return self.encode(ids, mask, context, context_mask, context_rows)
 
     def word_logits(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Scores of words after each token."""

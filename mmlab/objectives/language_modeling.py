@@ -37,13 +37,17 @@ def language_modeling_loss(
     are shifted here: output ``t`` is compared with token ``t + 1``. ``label_smoothing`` is 0.1 in
     BLIP. 0 if nothing is to be predicted.
     """
-    targets = labels[:, 1:].flatten()
+    return next_words_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing)
+
+
+def next_words_loss(
+    logits: Float[Tensor, "words vocab"],
+    targets: Int64[Tensor, " words"],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The same where scores and the words that follow stand side by side already."""
     total = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1),
-        targets,
-        ignore_index=IGNORED,
-        reduction="sum",
-        label_smoothing=label_smoothing,
+        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
     )
     return total / (targets != IGNORED).sum().clamp_min(1)
 
