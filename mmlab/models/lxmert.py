@@ -45,7 +45,12 @@ from mmlab.nn import (
     share_layers,
 )
 from mmlab.nn.region_locations import corner_locations
-from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import (
+    IGNORED,
+    asked_words_loss,
+    mask_tokens,
+    masked_language_loss,
+)
 from mmlab.objectives.masked_region import (
     choose_regions,
     hide_regions,
@@ -314,7 +319,11 @@ class LXMERT(nn.Module):
 
     def word_logits(self, features: JointFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each text token. ValueError, here and below, without this head."""
-        return self._words(features.text)
+        return self.words_at(features.text)
+
+    def words_at(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """Scores of words at ``tokens``, such as the masked ones alone."""
+        return self.head("words")(tokens, self.text_embeddings.word_embedding.weight)
 
     def matching_logits(self, features: JointFeatures) -> Float[Tensor, "batch 2"]:
         """Output 1 is for "the text fits the image", output 0 for "it does not"."""
@@ -335,15 +344,6 @@ class LXMERT(nn.Module):
     def head(self, name: str) -> nn.Module:
         """The head called ``name``; ValueError if there is none."""
         return find_head(self, name)
-
-    def masked_word_logits(
-        self, features: JointFeatures, asked: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "asked vocab"]:
-        """``word_logits`` at the tokens that are asked for, few of all, and nowhere else."""
-        return self._words(features.text[asked])
-
-    def _words(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
-        return self.head("words")(x, self.text_embeddings.word_embedding.weight)
 
     def _cross(self, block: CrossBlock, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -433,11 +433,8 @@ class LXMERTPretraining(nn.Module):
         """
         network = self.network
         features = pair_features(network, batch)
-        labels = batch["labels"]
-        asked = labels != IGNORED
-        logits = network.masked_word_logits(features, asked)
         losses = {
-            "masked_words": masked_language_loss(logits[None], labels[asked][None]),
+            "masked_words": asked_words_loss(network.words_at, features.text, batch["labels"]),
             "matching": matching_loss(network.matching_logits(features), batch["matched"]),
         }
         if "regions" in network.heads:

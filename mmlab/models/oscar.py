@@ -41,7 +41,7 @@ from mmlab.nn import (
     shared_checkpointing,
 )
 from mmlab.nn.region_locations import corner_size_locations
-from mmlab.objectives.masked_language import mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import asked_words_loss, mask_tokens
 
 HEADS = ("words", "match", "answer")
 INITS = ("normal", "xavier")
@@ -180,13 +180,13 @@ class Oscar(nn.Module):
 
     def word_logits(self, features: JointFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each word and tag. ValueError, here and below, without this head."""
-        return self.words_of(features.text)
+        return self.words_at(features.text)
 
     def region_word_logits(self, features: JointFeatures) -> Float[Tensor, "batch regions vocab"]:
         """The same at each region: no loss looks at these, but the official code computes them."""
-        return self.words_of(features.regions)
+        return self.words_at(features.regions)
 
-    def words_of(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+    def words_at(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """Scores of words at any token vectors."""
         return self.head("words")(tokens, self.embeddings.word_embedding.weight)
 
@@ -645,9 +645,8 @@ class OscarPretraining(nn.Module):
         Both losses see the same spoiled and masked text in one forward pass; both weigh 1.
         """
         features = batch_features(self.network, batch)
-        words = self.network.word_logits(features)
-        matching = self.network.matching_logits(features)
+        words_at, matching = self.network.words_at, self.network.matching_logits(features)
         return {
-            "masked_words": masked_language_loss(words, batch["labels"]),
+            "masked_words": asked_words_loss(words_at, features.text, batch["labels"]),
             "matching": F.cross_entropy(matching, batch["pollution"]),
         }

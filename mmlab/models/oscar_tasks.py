@@ -319,7 +319,7 @@ class OscarCaptioning(nn.Module):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of the masked words; ``batch`` is that of ``oscar_caption_lesson``."""
         asked = batch["labels"] != IGNORED
-        logits = self.network.words_of(self._features(batch).text[asked])
+        logits = self.network.words_at(self._features(batch).text[asked])
         targets, options = batch["labels"][asked], (self.label_smoothing, self.drop_worst)
         return {"masked_words": captioning_loss(logits, targets, *options)}
 
@@ -395,7 +395,7 @@ class OscarWriting:
         self.length += ids.shape[1]
         # The [MASK] is forgotten: the word that takes its place is read at the next step.
         tokens = self._encode(tokens, mask, kept=context.shape[-1] + self.length)
-        return self.network.words_of(tokens[:, -1])
+        return self.network.words_at(tokens[:, -1])
 
     def repeat(self, times: int) -> None:
         """Each row ``times`` times, next to each other."""

@@ -41,10 +41,9 @@ from mmlab.nn import (
 )
 from mmlab.nn.region_locations import corner_size_area_locations
 from mmlab.objectives.masked_language import (
-    IGNORED,
     MaskedTokens,
+    asked_words_loss,
     mask_tokens,
-    masked_language_loss,
 )
 from mmlab.objectives.masked_region import (
     choose_regions,
@@ -629,10 +628,7 @@ class UNITERPretraining(nn.Module):
     def _masked_words(
         self, features: JointFeatures, labels: Int64[Tensor, "batch tokens"]
     ) -> Float[Tensor, ""]:
-        asked = labels != IGNORED
-        # The large matrix of the head is for the masked tokens only.
-        logits = self.network.words_at(features.text[asked])
-        return masked_language_loss(logits[None], labels[asked][None])
+        return asked_words_loss(self.network.words_at, features.text, labels)
 
     def _masked_regions(
         self, features: JointFeatures, batch: dict[str, Tensor]

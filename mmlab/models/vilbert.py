@@ -46,7 +46,7 @@ from mmlab.nn import (
 )
 from mmlab.nn.blocks import ContextMask
 from mmlab.nn.region_locations import corner_area_locations
-from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import IGNORED, asked_words_loss, mask_tokens
 from mmlab.objectives.masked_region import (
     choose_regions,
     hide_regions,
@@ -389,7 +389,11 @@ class ViLBERT(nn.Module):
 
     def word_logits(self, features: ViLBERTFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each text token. ValueError, here and below, without this head."""
-        return self.head("words")(features.text, self.embeddings.word_embedding.weight)
+        return self.words_at(features.text)
+
+    def words_at(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """Scores of words at ``tokens``, such as the masked ones alone."""
+        return self.head("words")(tokens, self.embeddings.word_embedding.weight)
 
     def region_logits(self, features: ViLBERTFeatures) -> Float[Tensor, "batch places outputs"]:
         """Scores of classes, or a predicted feature, of the whole image and of each region."""
@@ -625,7 +629,7 @@ class ViLBERTPretraining(nn.Module):
             whole_feature=batch.get("whole_feature"),
         )
         losses = {
-            "masked_words": masked_language_loss(network.word_logits(features), batch["labels"]),
+            "masked_words": asked_words_loss(network.words_at, features.text, batch["labels"]),
             "masked_regions": self._masked_regions(features, batch),
         }
         if "matched" in batch:

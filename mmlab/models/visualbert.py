@@ -39,7 +39,7 @@ from mmlab.nn import (
 )
 from mmlab.nn.region_locations import corner_size_locations
 from mmlab.nn.single_stream import joint_mask
-from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import asked_words_loss, mask_tokens
 from mmlab.objectives.matching import matching_loss, own_or_other
 
 HEADS = ("words", "match", "answer", "grounding")
@@ -258,9 +258,9 @@ class VisualBERT(nn.Module):
 
     def word_logits(self, features: VisualBERTFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each text token. ValueError, here and below, without this head."""
-        return self.score_words(features.text)
+        return self.words_at(features.text)
 
-    def score_words(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+    def words_at(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """The same of any tokens: only those that are asked for, in training."""
         return self.head("words")(tokens, self.embeddings.word_embedding.weight)
 
@@ -464,10 +464,8 @@ class VisualBERTPretraining(nn.Module):
         ``"alignment"``. Pre-training on the text of a task has no ``"matched"``.
         """
         network, labels = self.network, batch["labels"]
-        features, asked = features_of(network, batch), labels != IGNORED
-        # The vocabulary is large: words that nobody asks for are not scored.
-        logits = network.score_words(features.text[asked])
-        losses = {"masked_words": masked_language_loss(logits[None], labels[asked][None])}
+        features = features_of(network, batch)
+        losses = {"masked_words": asked_words_loss(network.words_at, features.text, labels)}
         if "matched" in batch:
             # 1 is a match, as in the released heads, though the official code passes it as
             # ``is_random_next`` and transformers documents 0 for it.

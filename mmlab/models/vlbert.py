@@ -58,7 +58,7 @@ from mmlab.nn import (
     shared_checkpointing,
 )
 from mmlab.nn.region_locations import corner_locations, sinusoidal_locations
-from mmlab.objectives.masked_language import IGNORED, mask_tokens, masked_language_loss
+from mmlab.objectives.masked_language import asked_words_loss, mask_tokens
 from mmlab.objectives.masked_region import choose_regions, region_soft_class_loss
 
 HEADS = ("words", "regions", "answer")
@@ -263,9 +263,9 @@ class VLBERT(nn.Module):
 
     def word_logits(self, features: VLBERTFeatures) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of words at each text token. ValueError, here and below, without this head."""
-        return self.score_words(features.text)
+        return self.words_at(features.text)
 
-    def score_words(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+    def words_at(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """The same of any tokens: only those that are asked for, in training."""
         return self.head("words")(tokens, self.embeddings.word_embedding.weight)
 
@@ -460,9 +460,7 @@ class VLBERTPretraining(nn.Module):
     def _masked_words(
         self, features: VLBERTFeatures, labels: Int64[Tensor, "batch tokens"]
     ) -> Float[Tensor, ""]:
-        asked = labels != IGNORED
-        logits = self.network.score_words(features.text[asked])
-        return masked_language_loss(logits[None], labels[asked][None])
+        return asked_words_loss(self.network.words_at, features.text, labels)
 
 
 class VLBERTQuestionAnswering(nn.Module):

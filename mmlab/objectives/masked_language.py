@@ -6,7 +6,7 @@ into "gi", "##raf", "##fe", a model can guess "##raf" from its neighbours withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,6 +93,19 @@ def masked_language_loss(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total / _count(labels)
+
+
+def asked_words_loss(
+    score: Callable[[Tensor], Tensor],
+    tokens: Float[Tensor, "batch tokens dim"],
+    labels: Int64[Tensor, "batch tokens"],
+) -> Float[Tensor, ""]:
+    """``masked_language_loss`` of what ``score`` makes of the tokens that have a label.
+
+    The vocabulary is large and few words are asked for; the others are not scored.
+    """
+    asked = labels != IGNORED
+    return masked_language_loss(score(tokens[asked])[None], labels[asked][None])
 
 
 def distilled_masked_language_loss(

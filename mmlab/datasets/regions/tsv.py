@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ _LONGEST_ID = 200
 PathLike = str | os.PathLike[str]
 
 
-class RowsOfTSV(Dataset):
+class RowsOfTSV(Dataset, ABC):
     """The lines of a TSV by row number, or by the id that they begin with.
 
     Opening reads the file once to find where its lines begin; with ``index`` that is kept in a
@@ -62,9 +63,9 @@ class RowsOfTSV(Dataset):
         (row,) = check_rows([row], len(self)).tolist()
         return self.read(self._line(row), self._where(row))
 
+    @abstractmethod
     def read(self, line: bytes, where: str) -> Any:
         """What stands in a line; ``where`` names it in errors."""
-        raise NotImplementedError
 
     def find(self, image_id: str | int) -> Any:
         """What stands in the row of this id.
