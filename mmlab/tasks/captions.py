@@ -14,6 +14,7 @@ from mmlab import datasets
 from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.emoji import TRAINING_VENDORS
 from mmlab.datasets.scenes.language import KINDS as SCENE_KINDS
+from mmlab.datasets.scenes.world import MAX_OBJECTS
 from mmlab.datasets.tokenizer import Tokenizer, train_wordpiece
 from mmlab.datasets.transforms import CLIP_MEAN, CLIP_STD, normalize, to_float, to_uint8
 from mmlab.datasets.transforms.images import Batch, PerImage
@@ -162,9 +163,11 @@ def scene_captions(
     num_images: int,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
+    most_objects: int = MAX_OBJECTS,
 ) -> CaptionedImages:
     """Scenes with an English caption of each level of detail; they are never augmented."""
-    dataset = datasets.scenes(num_images, "train", image_size, seed=seed)
+    shown = (1, most_objects)
+    dataset = datasets.scenes(num_images, "train", image_size, seed=seed, num_objects=shown)
     texts = [dataset.captions("en", kind) for kind in SCENE_KINDS]
     drawings = torch.arange(num_images)[:, None]
     return _captioned(dataset, drawings, texts, context_length, tokenizer)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from mmlab import datasets
 from mmlab.datasets import Emoji, Scenes
 from mmlab.datasets.emoji import TRAINING_VENDORS
+from mmlab.datasets.scenes.world import MAX_OBJECTS
 from mmlab.datasets.transforms import (
     VIT_MEAN,
     VIT_STD,
@@ -70,7 +71,12 @@ def emoji_images(
 
 
 def scene_images(
-    image_size: int, target: str = "", split: str = "train", num_images: int = 1000, seed: int = 0
+    image_size: int,
+    target: str = "",
+    split: str = "train",
+    num_images: int = 1000,
+    seed: int = 0,
+    most_objects: int = MAX_OBJECTS,
 ) -> LabelledImages:
     """Scenes labelled with their ``largest_shape`` or another target of ``Scenes.targets``.
 
@@ -78,7 +84,8 @@ def scene_images(
     """
     target = target or "largest_shape"
     layout = "left_right" if target == "left_right" else "free"
-    dataset = datasets.scenes(num_images, split, image_size, seed=seed, layout=layout)
+    shown = {"num_objects": (1, most_objects), "layout": layout}
+    dataset = datasets.scenes(num_images, split, image_size, seed=seed, **shown)
     labels, classes = dataset.targets(target)
     return LabelledImages(dataset, labels, classes)
 

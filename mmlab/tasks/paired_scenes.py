@@ -227,9 +227,12 @@ def paired_scenes(
     extra_tokens: tuple[str, ...] = (),
     ends: bool = True,
     spells_answers: bool = False,
+    most_objects: int = MAX_OBJECTS,
     **settings: object,
 ) -> PairedScenes:
     """Scenes of the split ``"train"`` with English captions and questions, never augmented.
+
+    They show one to ``most_objects`` objects.
 
     Without a ``tokenizer`` one is made from these texts; no number is among them, so it knows those
     only with ``spells_answers``, which a model that writes its answers needs. ``extra_tokens`` are
@@ -239,7 +242,8 @@ def paired_scenes(
     """
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2, for false pairs, got {num_images}")
-    dataset = datasets.scenes(num_images, "train", image_size, seed=seed)
+    shown = (1, most_objects)
+    dataset = datasets.scenes(num_images, "train", image_size, seed=seed, num_objects=shown)
     captions = [dataset.captions("en", kind) for kind in CAPTION_KINDS]
     questions = dataset.questions("en")
     if tokenizer is None:

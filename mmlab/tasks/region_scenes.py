@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from mmlab.datasets.regions import Regions, ToyDetector
 from mmlab.datasets.scenes import SHAPES
+from mmlab.datasets.scenes.world import MAX_OBJECTS
 from mmlab.datasets.tokenizer import Tokenizer
 from mmlab.objectives.masked_language import IGNORED
 from mmlab.tasks.paired_scenes import PairedScenes, masked_density, paired_scenes
@@ -161,6 +162,7 @@ def region_scenes(
     heads: Sequence[str] = (),
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
+    most_objects: int = MAX_OBJECTS,
 ) -> RegionScenes:
     """Scenes of the split ``"train"`` as ``paired_scenes`` makes them, looked at once.
 
@@ -168,6 +170,7 @@ def region_scenes(
     single scene.
     """
     sizes = (image_size, context_length, num_images)
-    texts = paired_scenes(*sizes, heads, seed, tokenizer, spells_answers=True)
+    shown = {"spells_answers": True, "most_objects": most_objects}
+    texts = paired_scenes(*sizes, heads, seed, tokenizer, **shown)
     regions = detector.detect(texts.dataset)
     return RegionScenes(**vars(texts), regions=regions, lesson=lesson, asked=asked)

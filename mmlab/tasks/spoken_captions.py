@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from mmlab import datasets
 from mmlab.datasets import Scenes
 from mmlab.datasets.example import Example
+from mmlab.datasets.scenes.world import MAX_OBJECTS
 from mmlab.datasets.transforms import normalize
 from mmlab.tasks.language_models import LanguageModel
 from mmlab.tasks.paired_scenes import CAPTION_KINDS
@@ -56,9 +57,11 @@ def spoken_scenes(
     seed: int,
     language: LanguageModel,
     statistics: tuple[Channels, Channels],
+    most_objects: int = MAX_OBJECTS,
 ) -> SpokenScenes:
     """Scenes of the split ``"train"`` with a short and a medium English caption each."""
-    dataset = datasets.scenes(num_images, "train", image_size, seed=seed)
+    shown = (1, most_objects)
+    dataset = datasets.scenes(num_images, "train", image_size, seed=seed, num_objects=shown)
     texts = [dataset.captions("en", kind) for kind in CAPTION_KINDS]
     tables = [language.encode(own, max_length) for own in texts]
     ids, lengths = (torch.stack(part, 1) for part in zip(*tables, strict=True))

@@ -91,7 +91,7 @@ def _spoken(recipe: Recipe, source: str) -> Spoken:
     if recipe.data == "shards":
         shards = tuple(list_shards(recipe.shards))
         return SpokenShards(shards, language, size, LONGEST_TEXT, statistics)
-    given = (recipe.num_images, recipe.seed, language, statistics)
+    given = (recipe.num_images, recipe.seed, language, statistics, recipe.most_objects)
     return spoken_scenes(size, LONGEST_TEXT, *given)
 
 

@@ -112,7 +112,8 @@ def _classification(recipe: Recipe, weights: Path, where: Choice, language: str)
     if recipe.data == "emoji":
         images = emoji_images(size, target, where["split"], where["vendor"])
     else:
-        images = scene_images(size, target, where["split"], where["num_images"], where["seed"])
+        shown = (where["split"], where["num_images"], where["seed"], recipe.most_objects)
+        images = scene_images(size, target, *shown)
     network = load_network(recipe, weights, len(images.classes)).to(device())
     return asdict(accuracy(network, images))
 
@@ -228,7 +229,8 @@ def _images(recipe: Recipe, where: Choice, language: str = "en") -> Emoji | Scen
     size = image_size(recipe)
     if recipe.data == "emoji":
         return datasets.emoji(where["split"], where["vendor"], language, size)
-    return datasets.scenes(where["num_images"], where["split"], size, seed=where["seed"])
+    split, seed, shown = where["split"], where["seed"], (1, recipe.most_objects)
+    return datasets.scenes(where["num_images"], split, size, seed=seed, num_objects=shown)
 
 
 _MANY_LANGUAGES = ("vit", "clip", "flip")

@@ -58,6 +58,7 @@ def captioned_pairs(
     else:
         options = {"extra_tokens": extra_tokens, "ends": ends, "whole_words": whole_words}
         options["spells_answers"] = True  # those who learn to answer later keep this vocabulary
+        options["most_objects"] = recipe.most_objects
         options |= {"statistics": statistics, "num_patches": math.prod(config.grid)}
         data = paired_scenes(*sizes, recipe.num_images, heads, recipe.seed, tokenizer, **options)
     _check_tokenizer(data, recipe, asks)

@@ -17,6 +17,8 @@ SYSTEMS = (
 DATA = ("emoji", "scenes", "shards")
 SCHEDULES = ("cosine", "linear", "exponential", "constant")
 PRECISIONS = ("no", "bf16")
+MOST_OBJECTS = 4
+"""``mmlab.datasets.scenes.world.MAX_OBJECTS``, whose module would slow ``--help`` down."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Recipe:
       ``target`` is the usual one (the group of an emoji, the largest shape of a scene).
     - ``num_images``: how many scenes to draw. Emoji and shards are what they are; of shards it may
       tell how many pairs they hold, which changes nothing.
+    - ``most_objects``: scenes show one to this many objects.
     - ``shards``: the tar files of ``data: shards``, as paths, addresses or patterns (see
       ``mmlab.datasets.shards.list_shards``); ``buffer`` samples are shuffled together. A VLMo's
       stages before pairs take shards of images alone, or of texts alone.
@@ -67,6 +70,7 @@ class Recipe:
     data: str = "emoji"
     target: str = ""
     num_images: int = 10_000
+    most_objects: int = MOST_OBJECTS
     shards: tuple[str, ...] = ()
     buffer: int = 1000
     tokenizer: str = ""
@@ -99,7 +103,9 @@ class Recipe:
         for name, choices in _CHOICES.items():
             check_known(name, getattr(self, name), choices)
         check_integers(self, "num_images", "steps", "batch_size", "checkpoint_every", "keep")
-        check_integers(self, "buffer")
+        check_integers(self, "buffer", "most_objects")
+        most = self.most_objects
+        check(most <= MOST_OBJECTS, "most_objects", most, f"at most {MOST_OBJECTS}")
         check_integers(self, "warmup", "workers", "seed", minimum=0)
         check_rates(self, "label_smoothing", "ema_decay", "beta2")
         for name in ("lr", "eps"):

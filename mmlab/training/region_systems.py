@@ -351,6 +351,7 @@ def scenes_with_regions(recipe: Recipe) -> RegionScenes:
         heads,
         recipe.seed,
         tokenizer,
+        recipe.most_objects,
     )
     source, pad_id = recipe.tokenizer or recipe.start, data.tokenizer.pad_id
     check(pad_id == 0, "tokenizer", source, f"one that pads with 0, not {pad_id}")

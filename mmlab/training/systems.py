@@ -51,7 +51,8 @@ def labelled_images(recipe: Recipe) -> LabelledImages:
     size = image_size(recipe)
     if recipe.data == "emoji":
         return emoji_images(size, recipe.target, augment=True)
-    return scene_images(size, recipe.target, "train", recipe.num_images, recipe.seed)
+    shown = (recipe.num_images, recipe.seed, recipe.most_objects)
+    return scene_images(size, recipe.target, "train", *shown)
 
 
 def _classifier(recipe: Recipe, data: LabelledImages) -> nn.Module:
@@ -84,7 +85,8 @@ def captioned_images(recipe: Recipe) -> Captioned:
     if recipe.data == "emoji":
         images = emoji_captions(*sizes, tokenizer=tokenizer, augment=True)
     else:
-        images = scene_captions(*sizes, recipe.num_images, recipe.seed, tokenizer)
+        shown = (recipe.num_images, recipe.seed, tokenizer, recipe.most_objects)
+        images = scene_captions(*sizes, *shown)
     return replace(images, statistics=image_statistics(config))
 
 

@@ -53,6 +53,7 @@ def scenes_with_texts(recipe: Recipe) -> PairedScenes:
         heads_of(recipe),
         recipe.seed,
         tokenizer,
+        most_objects=recipe.most_objects,
     )
 
 

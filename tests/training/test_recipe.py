@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from mmlab.training.recipe import Recipe, read_recipe, recipe_text, to_recipe
+from mmlab.datasets.scenes.world import MAX_OBJECTS
+from mmlab.training.recipe import MOST_OBJECTS, Recipe, read_recipe, recipe_text, to_recipe
+from mmlab.training.run import training_data
 from tests.training.tiny import TINY
 
 
@@ -105,3 +107,12 @@ def test_a_recipe_runs_no_code(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no recipe '.*none\.yaml'"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_scenes_show_as_many_objects_as_the_recipe_says(tmp_path):
+    assert MOST_OBJECTS == MAX_OBJECTS
+    recipe = Recipe(system="clip", data="scenes", num_images=40, most_objects=2)
+    shown = [len(scene.objects) for scene in training_data(recipe).dataset.scenes]
+    assert set(shown) == {1, 2}
+    with pytest.raises(ValueError, match="most_objects must be at most 4, got 5"):
+        Recipe(most_objects=5)

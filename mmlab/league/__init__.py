@@ -1,0 +1,1 @@
+"""The league: every system, the same scenes, the same budget, every task."""

@@ -1,0 +1,1 @@
+"""Downstream tasks on scenes, each with exact answers, and one way to fine-tune any system."""
