@@ -14,6 +14,8 @@ PRETRAINING = "pretraining"
 """The cell that all others of a system and a seed stand on."""
 PLANS = ("full", "small")
 """The plans that come with mmlab."""
+TEXT_ONLY = "text-only"
+"""The baseline that no picture is shown to, and that is not pretrained: it has no stages."""
 GIVEN = ("data", "num_images", "most_objects", "tokenizer", "start", "steps", "seed")
 """What the recipes of a league do not set: the plan does, alike for all."""
 
@@ -39,8 +41,8 @@ class Entry:
 
     @property
     def system(self) -> str:
-        """What the engine calls it."""
-        return str(self.stages[-1].settings["system"])
+        """What the engine calls it; ``TEXT_ONLY`` is none of the engine's."""
+        return str(self.stages[-1].settings["system"]) if self.stages else self.name
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Plan:
         fits = self.retrieved <= self.test_images
         check(fits, "retrieved", self.retrieved, f"at most test_images={self.test_images}")
         for entry in self.entries:
-            total = sum(stage.share for stage in entry.stages)
+            total = sum(stage.share for stage in entry.stages) or entry.name == TEXT_ONLY
             right = abs(total - 1) < 1e-6
             check(right, f"the shares of {entry.name}", total, "1 together")
             for stage in entry.stages:
@@ -167,7 +169,8 @@ def to_plan(given: object) -> Plan:
         check(name in given, name, None, "told")
     settings = {name: given[name] for name in known if name in given}
     settings["tasks"], settings["seeds"] = (
-        tuple(settings.get(name, default)) for name, default in (("tasks", ()), ("seeds", (0, 1, 2)))
+        tuple(settings.get(name, default))
+        for name, default in (("tasks", ()), ("seeds", (0, 1, 2)))
     )
     settings["budget"] = typed("budget", settings["budget"], 1.0)
     tuning = {k: typed(k, v, _tuning(k)) for k, v in settings.get("finetuning", {}).items()}
@@ -184,6 +187,9 @@ def _tuning(name: str) -> object:
 
 def _entry(name: str, given: object) -> Entry:
     """One recipe, or a list of ``stages`` of which each has a ``share``."""
+    if name == TEXT_ONLY:
+        check(not given, name, given, "left empty: it is not pretrained")
+        return Entry(name, ())
     check(isinstance(given, dict), name, given, "the settings of a recipe")
     rest = dict(given)
     tasks = tuple(rest.pop("tasks", ()))

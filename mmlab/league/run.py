@@ -1,0 +1,220 @@
+"""Run a league: every cell in a process of its own, as many at a time as there are cores to spare.
+
+A cell that is finished is never run again, a pretraining that was cut short goes on from its last
+checkpoint, and a cell that fails is told and costs no other cell but those that stand on it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from mmlab.league.place import DONE, FAILED, PLAN, Cell, Result, read_result, write_result
+from mmlab.league.plan import PRETRAINING, Plan
+from mmlab.league.tasks import TASKS, suits
+from mmlab.training.checkpoints import write_text
+
+Say = Callable[[str], None]
+
+
+def cells_of(plan: Plan) -> list[Cell]:
+    """All cells of a plan, one seed after the other, pretraining before what stands on it."""
+    cells = []
+    for seed in plan.seeds:
+        cells += [Cell(entry.name, seed, PRETRAINING) for entry in plan.entries if entry.stages]
+        for entry in plan.entries:
+            tasks = [task for task in plan.tasks_of(entry) if suits(task, entry)]
+            cells += [Cell(entry.name, seed, task) for task in tasks]
+    return cells
+
+
+def check_plan(plan: Plan, folder: Path) -> None:
+    """Keep the plan in the folder; ValueError if the folder holds another league."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file, not a folder for a league")
+    text = json.dumps(plan_figures(plan), indent=1) + "\n"
+    file = folder / PLAN
+    if file.is_file():
+        if json.loads(file.read_text("utf-8")) != json.loads(text):
+            raise ValueError(f"{str(folder)!r} holds a league of another plan; see {file}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def plan_figures(plan: Plan) -> dict[str, object]:
+    """A plan as plain values, for JSON."""
+    made = {name: value for name, value in vars(plan).items() if name != "entries"}
+    made["finetuning"] = asdict(plan.finetuning)
+    made["systems"] = {
+        entry.name: [{**stage.settings, "share": stage.share} for stage in entry.stages]
+        for entry in plan.entries
+    }
+    return made
+
+
+def run_league(
+    plan: Plan,
+    folder: str | Path,
+    jobs: int = 1,
+    say: Say = lambda text: None,
+    only: Callable[[Cell], bool] = lambda cell: True,
+) -> list[Result]:
+    """Run the cells that are not finished; those that failed before are tried again.
+
+    ``jobs`` processes share the cores evenly. ``only`` leaves cells out for now. Returns what came
+    of all cells that are finished or failed. ValueError for a folder of another league.
+    """
+    folder = Path(folder)
+    check_plan(plan, folder)
+    waiting = [cell for cell in cells_of(plan) if only(cell) and not _is_done(folder, cell)]
+    total, running = len(waiting), {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    try:
+        while waiting or running:
+            waiting = _settle(plan, folder, waiting, running)
+            for cell in _ready(folder, waiting):
+                if len(running) == jobs:
+                    break
+                waiting.remove(cell)
+                running[cell] = (_start(plan, folder, cell, threads), time.monotonic())
+            for cell in _ended(plan, folder, running):
+                result = read_result(folder, cell)
+                say(f"[{total - len(waiting) - len(running)}/{total}] {_line(cell, result)}")
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+    return [r for cell in cells_of(plan) if (r := read_result(folder, cell)) is not None]
+
+
+def _is_done(folder: Path, cell: Cell) -> bool:
+    result = read_result(folder, cell)
+    return result is not None and result.status == DONE
+
+
+def _base(cell: Cell) -> Cell:
+    return replace(cell, task=PRETRAINING)
+
+
+def _ready(folder: Path, waiting: list[Cell]) -> Iterator[Cell]:
+    """Those that need nothing, or whose pretraining is done; in order."""
+    for cell in list(waiting):
+        base = _base(cell)
+        needs_none = cell.task == PRETRAINING or cell.entry in _UNTRAINED
+        if needs_none or _is_done(folder, base):
+            yield cell
+
+
+def _settle(plan: Plan, folder: Path, waiting: list[Cell], running: dict) -> list[Cell]:
+    """What waits for a pretraining that failed, or will not come, is told to have failed."""
+    left = []
+    for cell in waiting:
+        base = _base(cell)
+        comes = base in waiting or base in running or cell.entry in _UNTRAINED
+        if cell.task == PRETRAINING or comes or _is_done(folder, base):
+            left.append(cell)
+        else:
+            write_result(folder, cell, _failed(plan, cell, "its pretraining is not there"))
+    return left
+
+
+_UNTRAINED = ("text-only",)
+
+
+def _failed(plan: Plan, cell: Cell, error: str) -> Result:
+    system = plan.entry(cell.entry).system
+    return Result(cell.entry, system, cell.seed, cell.task, FAILED, error, code=code_version())
+
+
+def _start(plan: Plan, folder: Path, cell: Cell, threads: int) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    if hasattr(os, "fork"):
+        context.set_forkserver_preload(["mmlab.league.run"])
+    process = context.Process(target=run_cell, args=(plan, folder, cell, threads), daemon=False)
+    process.start()
+    return process
+
+
+def _ended(plan: Plan, folder: Path, running: dict) -> list[Cell]:
+    """Wait until one ends; those that ended leave ``running``."""
+    if not running:
+        return []
+    multiprocessing.connection.wait([process.sentinel for process, _ in running.values()])
+    ended = [cell for cell, (process, _) in running.items() if not process.is_alive()]
+    for cell in ended:
+        process, started = running.pop(cell)
+        process.join()
+        if process.exitcode:
+            reason = f"its process ended with exit code {process.exitcode}"
+            if process.exitcode < 0:
+                reason = f"its process was killed by signal {-process.exitcode}"
+            failed = _failed(plan, cell, reason)
+            failed.seconds = time.monotonic() - started
+            write_result(folder, cell, failed)
+    return ended
+
+
+def run_cell(plan: Plan, folder: Path, cell: Cell, threads: int) -> None:
+    """Run one cell here and write its file, whatever happens to it."""
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    try:
+        result = TASKS[cell.task](plan, folder, plan.entry(cell.entry), cell.seed)
+    except Exception as error:
+        result = _failed(plan, cell, " ".join(f"{type(error).__name__}: {error}".split()))
+        (folder / cell.path).mkdir(parents=True, exist_ok=True)
+        write_text(folder / cell.path / "traceback.txt", traceback.format_exc())
+    result.seconds = result.seconds or time.perf_counter() - started
+    result.memory_mib = peak_memory_mib()
+    result.code = code_version()
+    write_result(folder, cell, result)
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held, in MiB; on a GPU the most that it held there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
+
+
+def code_version() -> str:
+    """The commit of mmlab that runs, or its version where there is no repository."""
+    given = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(given, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        return version("mmlab")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _line(cell: Cell, result: Result | None) -> str:
+    if result is None:
+        return f"{cell}: nothing was written"
+    told = f"failed: {result.error}" if result.status == FAILED else _told(result)
+    return f"{cell}: {told} ({result.seconds:.0f} s)"
+
+
+def _told(result: Result) -> str:
+    figures = result.figures or {}
+    if "accuracy" in figures:
+        return f"{figures['accuracy']:.1%} right"
+    if result.task == PRETRAINING:
+        return f"{result.steps} steps, {result.flops / 1e12:.2f} TFLOPs"
+    return "done"
