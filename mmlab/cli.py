@@ -1,4 +1,4 @@
-"""The command line: ``mmlab train``, ``mmlab evaluate``, ``mmlab list``, ``mmlab info``.
+"""The command line: ``mmlab train``, ``mmlab evaluate``, ``mmlab league``, ``mmlab info`` and more.
 
 A wrong value costs one line on stderr and exit code 2; Ctrl-C exits with 130. Set
 ``MMLAB_TRACEBACK=1`` to see where an error came from.
@@ -409,6 +409,48 @@ def _embed(images: Path, index: Path | None, encoder, model: str):
     for _, reason in done.broken:
         say(f"mmlab: left out: {reason}")
     return index, done
+
+
+@app.command()
+def league(
+    plan: Annotated[
+        str, _option("small (minutes), full (hours) or a file in YAML.", default="small")
+    ] = "small",
+    out: Annotated[File, _option("Folder of the run.", default="runs/league-small …")] = None,
+    jobs: Annotated[int, typer.Option(help="Cells to run side by side; they share the cores.")] = 1,
+    systems: Annotated[
+        Text, _option("Only these systems of the plan, as in clip,vilt.", default="all")
+    ] = None,
+    tasks: Annotated[
+        Text,
+        _option("Only these tasks, as in vqa,binding; pretraining comes first.", default="all"),
+    ] = None,
+    seeds: Annotated[Text, _option("Only these seeds, as in 0,1.", default="all")] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Run nothing; write the table of what is there.")
+    ] = False,
+) -> None:
+    """Train every system on the same scenes with the same budget, and measure every task.
+
+    The same command goes on where the last one stopped: what is finished is not run again, what
+    failed is tried again. The folder gets a file for each cell, league.json, a table and plots.
+    """
+    from mmlab.league.plan import read_plan
+    from mmlab.league.report import report
+    from mmlab.league.run import chosen_cells, run_league
+
+    asked = read_plan(plan)
+    only = chosen_cells(asked, systems, tasks, seeds)
+    out = out or Path("runs") / f"league-{Path(plan).stem}"
+    if not table:
+        say = _speaker()
+        try:
+            run_league(asked, out, jobs, say, only)
+        except KeyboardInterrupt:
+            say("mmlab: stopped; the same command goes on with it")
+            raise typer.Exit(130) from None
+    for line in report(out):
+        print(line)
 
 
 @app.command("list")

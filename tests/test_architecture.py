@@ -19,6 +19,7 @@ ALLOWED = {
     "models": {"nn", "objectives"},
     **{part: GROUND | UPPER for part in UPPER},
     "exercises": GROUND | UPPER,
+    "league": GROUND | UPPER,
 }
 TOP = {"__init__", "__main__", "cli"}
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmlab.league.finetuning import counted_flops
 from mmlab.training.batches import Batches, TrainingData
 from mmlab.training.recipe import Recipe
 from mmlab.training.run import new_model
@@ -37,8 +36,7 @@ class StepCost:
 def step_cost(recipe: Recipe, data: TrainingData, num_steps: int = COUNTED_STEPS) -> StepCost:
     """What a step of this recipe costs, all passes of its module included (twins, false pairs).
 
-    PyTorch's counter sees matrix products, convolutions and attention, two FLOPs a
-    multiplication with its addition, and leaves norms, activations and the optimiser out.
+    What is counted, ``counted_flops`` says.
     """
     module = new_model(recipe, data).train()
     batches = Batches(data, recipe.batch_size, recipe.seed)
@@ -48,11 +46,9 @@ def step_cost(recipe: Recipe, data: TrainingData, num_steps: int = COUNTED_STEPS
 
 
 def _count(module: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    # The fused kernel of the CPU is unknown to the counter; the plain one multiplies as much.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        sum(module.losses(batch).values()).backward()
+    counted = counted_flops(lambda: sum(module.losses(batch).values()))
     module.zero_grad()
-    return float(counter.get_total_flops())
+    return counted
 
 
 def with_steps(recipe: Recipe, cost: StepCost, budget: float) -> Recipe:

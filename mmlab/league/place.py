@@ -41,8 +41,9 @@ class Cell:
 class Result:
     """What came of a cell; see ``mmlab.league`` for the figures of each task.
 
-    ``flops`` and ``steps`` are those of training in this cell, ``seconds`` its whole time,
-    ``memory_mib`` the most memory that its process held.
+    ``flops`` and ``steps`` are those of training in this cell. ``seconds`` are those that its
+    process had of the processor, or by the clock where a GPU works; None if not known.
+    ``memory_mib`` is the most memory that the process held.
     """
 
     entry: str
@@ -55,7 +56,7 @@ class Result:
     flops: float = 0.0
     steps: int = 0
     num_parameters: int = 0
-    seconds: float = 0.0
+    seconds: float | None = 0.0
     memory_mib: float = 0.0
     code: str = ""
 

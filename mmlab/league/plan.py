@@ -7,11 +7,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 
+from mmlab.league.finetuning import FineTuning
 from mmlab.models.checks import check, check_integers
 from mmlab.training.recipe import Recipe, check_known, to_recipe, typed
 
 PRETRAINING = "pretraining"
 """The cell that all others of a system and a seed stand on."""
+TASK_NAMES = (
+    *("probe", "matching", "vqa", "nlvr2", "entailment", "answer", "rationale", "grounding"),
+    *("binding", "captioning", "vqa_written", "emoji"),
+)
+"""All cells besides; ``mmlab.league.tasks`` has a function for each."""
 PLANS = ("full", "small")
 """The plans that come with mmlab."""
 TEXT_ONLY = "text-only"
@@ -46,26 +52,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """The one recipe by which every system learns every task.
-
-    ``views`` are the pictures with texts of a step: an item of four choices has four of them.
-    """
-
-    steps: int = 300
-    views: int = 64
-    lr: float = 5e-4
-    weight_decay: float = 0.01
-    warmup: int = 30
-    num_items: int = 8000
-
-    def __post_init__(self) -> None:
-        check_integers(self, "steps", "views", "num_items")
-        check_integers(self, "warmup", minimum=0)
-        check(self.lr > 0, "lr", self.lr, "a positive number")
-
-
-@dataclass(frozen=True)
 class Plan:
     """A whole league.
 
@@ -74,7 +60,7 @@ class Plan:
     - ``num_images``, ``most_objects``: the scenes that all learn from; ``test_images`` others to
       measure on.
     - ``retrieved``: among how many pictures and captions is searched.
-    - ``tasks``: names of ``mmlab.league.tasks.TASKS``.
+    - ``tasks``: some of ``TASK_NAMES``.
 
     A wrong value raises ValueError.
     """
@@ -93,6 +79,8 @@ class Plan:
         check_integers(self, "num_images", "most_objects", "test_images", "retrieved")
         check(self.budget > 0, "budget", self.budget, "a positive number of FLOPs")
         check(bool(self.seeds), "seeds", self.seeds, "at least one")
+        for task in self.tasks:
+            check_known("task", task, TASK_NAMES)
         check(bool(self.entries), "systems", self.entries, "at least one")
         fits = self.retrieved <= self.test_images
         check(fits, "retrieved", self.retrieved, f"at most test_images={self.test_images}")
@@ -168,10 +156,7 @@ def to_plan(given: object) -> Plan:
     for name in ("tasks", "budget"):
         check(name in given, name, None, "told")
     settings = {name: given[name] for name in known if name in given}
-    settings["tasks"], settings["seeds"] = (
-        tuple(settings.get(name, default))
-        for name, default in (("tasks", ()), ("seeds", (0, 1, 2)))
-    )
+    settings |= {name: tuple(settings[name]) for name in ("tasks", "seeds") if name in settings}
     settings["budget"] = typed("budget", settings["budget"], 1.0)
     tuning = {k: typed(k, v, _tuning(k)) for k, v in settings.get("finetuning", {}).items()}
     settings["finetuning"] = FineTuning(**tuning)

@@ -27,14 +27,14 @@ def pretrain(plan: Plan, folder: Path, entry: Entry, seed: int) -> Result:
     the last twentieth of the steps that had it; ``"step_flops"`` and ``"step_error"`` as in
     ``StepCost``; ``"folder"``.
     """
-    stages, flops, steps, seconds, network = [], 0.0, 0, 0.0, None
+    stages, flops, steps, whole, network = [], 0.0, 0, True, None
     for number, stage in enumerate(entry.stages):
         place = stage_folder(entry, seed, number)
         recipe, cost = _recipe(plan, folder, entry, seed, stage, number)
-        network = run(recipe, folder / place, resume=(folder / place / CONFIG).is_file())
+        begun = (folder / place / CONFIG).is_file()
+        network, whole = run(recipe, folder / place, resume=begun), whole and not begun
         lines = read_metrics(folder / place / METRICS)
         flops, steps = flops + cost.flops * recipe.steps, steps + recipe.steps
-        seconds += lines[-1]["seconds"]
         told = {"step_flops": cost.flops, "step_error": cost.error, "folder": str(place)}
         stages.append({**loss_figures(lines), **told, "steps": recipe.steps})
     return Result(
@@ -46,7 +46,8 @@ def pretrain(plan: Plan, folder: Path, entry: Entry, seed: int) -> Result:
         flops=flops,
         steps=steps,
         num_parameters=count_parameters(network),
-        seconds=seconds,
+        # Of a run that was cut short nobody knows how long its first part took.
+        seconds=0.0 if whole else None,
     )
 
 

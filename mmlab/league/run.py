@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
+import signal
 import subprocess
 import time
 import traceback
@@ -22,9 +24,10 @@ from pathlib import Path
 import torch
 
 from mmlab.league.place import DONE, FAILED, PLAN, Cell, Result, read_result, write_result
-from mmlab.league.plan import PRETRAINING, Plan
+from mmlab.league.plan import PRETRAINING, TEXT_ONLY, Plan
 from mmlab.league.tasks import TASKS, suits
 from mmlab.training.checkpoints import write_text
+from mmlab.training.recipe import check_known
 
 Say = Callable[[str], None]
 
@@ -89,14 +92,47 @@ def run_league(
                 if len(running) == jobs:
                     break
                 waiting.remove(cell)
-                running[cell] = (_start(plan, folder, cell, threads), time.monotonic())
+                running[cell] = _start(plan, folder, cell, threads)
             for cell in _ended(plan, folder, running):
                 result = read_result(folder, cell)
                 say(f"[{total - len(waiting) - len(running)}/{total}] {_line(cell, result)}")
     finally:
-        for process, _ in running.values():
+        for process in running.values():
             process.terminate()
     return [r for cell in cells_of(plan) if (r := read_result(folder, cell)) is not None]
+
+
+def chosen_cells(
+    plan: Plan, systems: str | None, tasks: str | None, seeds: str | None
+) -> Callable[[Cell], bool]:
+    """What leaves out the cells that are not asked for, by lists such as ``"clip,vilt"``.
+
+    Pretraining is always part of it. ValueError for a name that the plan does not have.
+    """
+    names = tuple(entry.name for entry in plan.entries)
+    numbers = tuple(map(str, plan.seeds))
+    wanted = [
+        _listed(what, text, known)
+        for what, text, known in (
+            ("system of this league", systems, names),
+            ("task of this league", tasks, plan.tasks),
+            ("seed of this league", seeds, numbers),
+        )
+    ]
+    return lambda cell: (
+        cell.entry in wanted[0]
+        and cell.task in (*wanted[1], PRETRAINING)
+        and str(cell.seed) in wanted[2]
+    )
+
+
+def _listed(what: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    if not text:
+        return known
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        check_known(what, name, known)
+    return names
 
 
 def _is_done(folder: Path, cell: Cell) -> bool:
@@ -112,7 +148,7 @@ def _ready(folder: Path, waiting: list[Cell]) -> Iterator[Cell]:
     """Those that need nothing, or whose pretraining is done; in order."""
     for cell in list(waiting):
         base = _base(cell)
-        needs_none = cell.task == PRETRAINING or cell.entry in _UNTRAINED
+        needs_none = cell.task == PRETRAINING or cell.entry == TEXT_ONLY
         if needs_none or _is_done(folder, base):
             yield cell
 
@@ -122,15 +158,12 @@ def _settle(plan: Plan, folder: Path, waiting: list[Cell], running: dict) -> lis
     left = []
     for cell in waiting:
         base = _base(cell)
-        comes = base in waiting or base in running or cell.entry in _UNTRAINED
+        comes = base in waiting or base in running or cell.entry == TEXT_ONLY
         if cell.task == PRETRAINING or comes or _is_done(folder, base):
             left.append(cell)
         else:
             write_result(folder, cell, _failed(plan, cell, "its pretraining is not there"))
     return left
-
-
-_UNTRAINED = ("text-only",)
 
 
 def _failed(plan: Plan, cell: Cell, error: str) -> Result:
@@ -139,9 +172,9 @@ def _failed(plan: Plan, cell: Cell, error: str) -> Result:
 
 
 def _start(plan: Plan, folder: Path, cell: Cell, threads: int) -> BaseProcess:
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    if hasattr(os, "fork"):
-        context.set_forkserver_preload(["mmlab.league.run"])
+    # Forks of a process that has imported PyTorch once, and has done nothing with it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mmlab.league.run"])
     process = context.Process(target=run_cell, args=(plan, folder, cell, threads), daemon=False)
     process.start()
     return process
@@ -151,32 +184,34 @@ def _ended(plan: Plan, folder: Path, running: dict) -> list[Cell]:
     """Wait until one ends; those that ended leave ``running``."""
     if not running:
         return []
-    multiprocessing.connection.wait([process.sentinel for process, _ in running.values()])
-    ended = [cell for cell, (process, _) in running.items() if not process.is_alive()]
+    multiprocessing.connection.wait([process.sentinel for process in running.values()])
+    ended = [cell for cell, process in running.items() if not process.is_alive()]
     for cell in ended:
-        process, started = running.pop(cell)
+        process = running.pop(cell)
         process.join()
         if process.exitcode:
             reason = f"its process ended with exit code {process.exitcode}"
             if process.exitcode < 0:
                 reason = f"its process was killed by signal {-process.exitcode}"
-            failed = _failed(plan, cell, reason)
-            failed.seconds = time.monotonic() - started
-            write_result(folder, cell, failed)
+            write_result(folder, cell, _failed(plan, cell, reason))
     return ended
 
 
 def run_cell(plan: Plan, folder: Path, cell: Cell, threads: int) -> None:
     """Run one cell here and write its file, whatever happens to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     torch.set_num_threads(threads)
-    started = time.perf_counter()
+    # Of the processor, as a machine that does other things, too, makes the clock's mean nothing.
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
     try:
         result = TASKS[cell.task](plan, folder, plan.entry(cell.entry), cell.seed)
     except Exception as error:
         result = _failed(plan, cell, " ".join(f"{type(error).__name__}: {error}".split()))
         (folder / cell.path).mkdir(parents=True, exist_ok=True)
         write_text(folder / cell.path / "traceback.txt", traceback.format_exc())
-    result.seconds = result.seconds or time.perf_counter() - started
+    if result.seconds is not None:
+        result.seconds = clock() - started
     result.memory_mib = peak_memory_mib()
     result.code = code_version()
     write_result(folder, cell, result)
@@ -208,7 +243,7 @@ def _line(cell: Cell, result: Result | None) -> str:
     if result is None:
         return f"{cell}: nothing was written"
     told = f"failed: {result.error}" if result.status == FAILED else _told(result)
-    return f"{cell}: {told} ({result.seconds:.0f} s)"
+    return f"{cell}: {told}" + (f" ({result.seconds:.0f} s)" if result.seconds else "")
 
 
 def _told(result: Result) -> str:

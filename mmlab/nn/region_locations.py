@@ -91,12 +91,21 @@ def box_iou(
     ``pixel=1`` counts x2 and y2 as the last pixel inside the box and not as the first outside it,
     as Faster R-CNN does, and with it 12-in-1 (boxes in pixels only).
     """
-    corner = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    opposite = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    shared = (opposite - corner + pixel).clamp(min=0).prod(-1)
+    shared = shared_area(boxes, others, pixel)
     areas = _area(boxes, pixel)[..., :, None] + _area(others, pixel)[..., None, :]
     union = areas - shared
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), 0)
+
+
+def shared_area(
+    boxes: Float[Tensor, "*batch boxes 4"],
+    others: Float[Tensor, "*batch others 4"],
+    pixel: float | int = 0,
+) -> Float[Tensor, "*batch boxes others"]:
+    """The area that every box has in common with every other; ``pixel`` as in ``box_iou``."""
+    corner = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    opposite = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    return (opposite - corner + pixel).clamp(min=0).prod(-1)
 
 
 def _area(

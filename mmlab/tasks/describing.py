@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from mmlab.datasets import Scenes
+from mmlab.datasets.scenes.language import NUM_VARIANTS, caption
 from mmlab.tasks.paired_scenes import CAPTION_KINDS
 
 
@@ -31,7 +33,7 @@ def describe_well(captions: Sequence[str], dataset: Scenes, language: str = "en"
     """Judge one caption of each scene. ValueError unless there are as many as scenes."""
     if len(captions) != len(dataset):
         raise ValueError(f"there must be {len(dataset)} captions, one a scene, got {len(captions)}")
-    true = [_true_captions(dataset, i, language) for i in range(len(dataset))]
+    true = [true_wordings(dataset, i, language) for i in range(len(dataset))]
     shown = [{f"{o.color} {o.shape}" for o in scene.objects} for scene in dataset.scenes]
     others = [*range(1, len(dataset)), 0]
     return Described(
@@ -44,9 +46,12 @@ def describe_well(captions: Sequence[str], dataset: Scenes, language: str = "en"
     )
 
 
-def _true_captions(dataset: Scenes, index: int, language: str) -> set[str]:
-    kinds = (dataset.paraphrases(index, language, kind) for kind in CAPTION_KINDS)
-    return {caption.text for own in kinds for caption in own}
+def true_wordings(dataset: Scenes, index: int, language: str = "en") -> set[str]:
+    """All that the grammar can say of one scene in a short or medium caption."""
+    # ``Scenes.paraphrases`` would draw the scene anew for each kind.
+    scene = dataset.scenes[index]
+    variants = product(CAPTION_KINDS, range(NUM_VARIANTS))
+    return {caption(scene, kind, language, variant).text for kind, variant in variants}
 
 
 def _part(text: str, shown: set[str]) -> float:

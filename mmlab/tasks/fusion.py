@@ -69,6 +69,23 @@ class FusionModel:
         repeated = (torch.full((len(ids),), i) for i in range(len(images)))
         return torch.stack([self._pairs(pick(images, rows), ids, score) for rows in repeated])
 
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "batch 3 _ _"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of prepared images alone, as a VLMo makes them.
+
+        ValueError, here and below, without a ``"contrast"`` head.
+        """
+        self.network.head("contrast")
+        parts = images.split(BATCH_SIZE)
+        return torch.cat([self.network.encode_image(p.to(self.device)).cpu() for p in parts])
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of texts alone."""
+        self.network.head("contrast")
+        parts = self.tokens(texts).split(BATCH_SIZE)
+        return torch.cat([self.network.encode_text(p.to(self.device)).cpu() for p in parts])
+
     def prepared(
         self, dataset: Scenes, rows: Int64[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch 3 height width"]:
@@ -155,20 +172,16 @@ def fusion_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") 
     )
 
 
-@torch.no_grad()
 def feature_retrieval(model: FusionModel, dataset: Scenes, language: str = "en") -> Retrieval:
     """As ``fusion_retrieval``, by the features that a VLMo makes of images and of texts apart.
 
     ValueError without a ``"contrast"`` head.
     """
-    model.network.head("contrast")
-    ids, rows = model.tokens(dataset.captions(language, CAPTION_KIND)), torch.arange(len(dataset))
-    images = [
-        model.network.encode_image(model.prepared(dataset, part).to(model.device)).cpu()
-        for part in rows.split(BATCH_SIZE)
-    ]
-    texts = [model.network.encode_text(p.to(model.device)).cpu() for p in ids.split(BATCH_SIZE)]
-    return retrieval(torch.cat(images), torch.cat(texts), rows, rows)
+    texts = model.encode_texts(dataset.captions(language, CAPTION_KIND))
+    rows = torch.arange(len(dataset))
+    parts = rows.split(BATCH_SIZE)
+    images = [model.encode_images(model.prepared(dataset, part)) for part in parts]
+    return retrieval(torch.cat(images), texts, rows, rows)
 
 
 def matching_accuracy(model: FusionModel, dataset: Scenes, language: str = "en") -> float:

@@ -44,12 +44,24 @@ class RegionModel(FusionModel):
         others = torch.arange(logits.shape[1], device=logits.device) != self.matched
         return logits[:, self.matched] - logits[:, others].logsumexp(1)
 
-    def _read(self, images: Regions, ids: Tensor, read) -> Tensor:
+    def raw_pairs(self, images: Regions, ids: Int64[Tensor, "batch tokens"]) -> Pairs:
+        """Texts and regions as ``entries`` takes them, on the CPU.
+
+        What is padding in all rows is cut off.
+        """
+        images, ids = images.to("cpu"), ids.cpu()
         valid = ids != self.tokenizer.pad_id
         pairs = {"input_ids": ids[:, valid.any(0)], "attention_mask": valid[:, valid.any(0)]}
         pairs["mask_id"] = torch.tensor(self.tokenizer.mask_id)
-        given = self.entries(pairs | region_entries(images, self.tokenizer))
-        return read(self.network(**{k: v.to(self.device) for k, v in given.items()})).cpu()
+        return pairs | region_entries(images, self.tokenizer)
+
+    def features(self, pairs: Pairs) -> tuple[Tensor | None, ...]:
+        """What the network makes of raw pairs."""
+        given = self.entries(pairs)
+        return self.network(**{name: value.to(self.device) for name, value in given.items()})
+
+    def _read(self, images: Regions, ids: Tensor, read) -> Tensor:
+        return read(self.features(self.raw_pairs(images, ids))).cpu()
 
 
 def second_caption_figures(

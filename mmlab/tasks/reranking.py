@@ -77,21 +77,53 @@ def reranked_scores(
     (``Retrieval.py`` of ALBEF); BLIP and BLIP-2 add the cosine (``train_retrieval.py``) and read
     each text anew with each image. ``text_valid`` as in ``ALBEF.forward``.
     """
-    valid = input_ids != 0 if text_valid is None else text_valid.bool()
-    image_tokens = torch.cat([model.image_tokens(part) for part in images.split(batch_size)])
-    parts = zip(input_ids.split(batch_size), valid.split(batch_size), strict=True)
-    text_tokens = torch.cat([model.text_tokens(*part) for part in parts])
-    cosines = _cosines(model, image_tokens, text_tokens, batch_size)
-
-    def score(image_rows: Tensor, text_rows: Tensor) -> Tensor:
-        texts = (input_ids[text_rows], text_tokens[text_rows], valid[text_rows])
-        return _matching_logits(model, image_tokens[image_rows], *texts)[:, 1]
-
-    weight = 0.0 if isinstance(model, ALBEF) else 1.0
-    settings = {"similarity_weight": weight, "batch_size": batch_size}
-    to_texts = rerank(cosines, k, score, **settings)
-    to_images = rerank(cosines.T, k, lambda t, i: score(i, t), **settings)
+    read = ReadApart(model, images, input_ids, text_valid, batch_size)
+    cosines = read.cosines()
+    settings = {"similarity_weight": similarity_weight(model), "batch_size": batch_size}
+    to_texts = rerank(cosines, k, read.fits, **settings)
+    to_images = rerank(cosines.T, k, lambda t, i: read.fits(i, t), **settings)
     return to_texts, to_images
+
+
+def similarity_weight(model: ALBEF | BLIP | BLIP2) -> float:
+    """What the cosine counts beside the matching head's score, as the official codes have it."""
+    return 0.0 if isinstance(model, ALBEF) else 1.0
+
+
+class ReadApart:
+    """Images and texts that a model has read apart: to be compared, or fused in pairs.
+
+    Arguments as in ``reranked_scores``.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: ALBEF | BLIP | BLIP2,
+        images: Float[Tensor, "images channels height width"],
+        input_ids: Int[Tensor, "texts tokens"],
+        text_valid: Tensor | None = None,
+        batch_size: int = 256,
+    ):
+        self.model, self.input_ids, self.batch_size = model, input_ids, batch_size
+        self.valid = input_ids != 0 if text_valid is None else text_valid.bool()
+        images = images.split(batch_size)
+        self.image_tokens = torch.cat([model.image_tokens(part) for part in images])
+        texts = zip(input_ids.split(batch_size), self.valid.split(batch_size), strict=True)
+        self.text_tokens = torch.cat([model.text_tokens(*part) for part in texts])
+
+    @torch.no_grad()
+    def cosines(self) -> Float[Tensor, "images texts"]:
+        """Of each image with each text; of BLIP-2's features of an image the likest counts."""
+        return _cosines(self.model, self.image_tokens, self.text_tokens, self.batch_size)
+
+    @torch.no_grad()
+    def fits(
+        self, image_rows: Int64[Tensor, " pairs"], text_rows: Int64[Tensor, " pairs"]
+    ) -> Float[Tensor, " pairs"]:
+        """The matching head's output for "fits", of all these pairs at a time."""
+        texts = (self.input_ids[text_rows], self.text_tokens[text_rows], self.valid[text_rows])
+        return _matching_logits(self.model, self.image_tokens[image_rows], *texts)[:, 1]
 
 
 def _matching_logits(

@@ -104,7 +104,7 @@ def train(
         norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
         figures = _figures(losses, norm, recipe.lr * factor, accelerator, state.names_losses)
         figures |= _totals(batches.counts(), accelerator)
-        _check_finite(figures, state.step + 1)
+        check_finite(figures, state.step + 1)
         optimizer.step()
         optimizer.zero_grad()
         if state.average is not None:
@@ -129,7 +129,8 @@ def _totals(counts: dict[str, int], accelerator: Accelerator) -> Figures:
     return {name: total.item() for name, total in accelerator.reduce(totals, "sum").items()}
 
 
-def _check_finite(figures: Figures, step: int) -> None:
+def check_finite(figures: Figures, step: int) -> None:
+    """TrainingError, with what to try, if the loss or the gradient norm of a step is no number."""
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(figures[name]):
             what = name.replace("_", " ")

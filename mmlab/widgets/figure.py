@@ -102,7 +102,8 @@ class Figure:
         self.draw, self.alt, self.size = draw, alt, size
         self.caption, self.format = caption, format
 
-    def _render(self, theme: Theme, format: str) -> bytes:
+    def render(self, theme: Theme, format: str) -> bytes:
+        """The drawing in the colours of one theme, as a ``"svg"``, ``"png"`` or ``"webp"`` file."""
         with matplotlib.rc_context(_settings(theme)):
             figure = MatplotlibFigure(figsize=self.size, layout="constrained")
             FigureCanvasAgg(figure)
@@ -113,7 +114,7 @@ class Figure:
 
     @cached_property
     def _images(self) -> tuple[bytes, bytes]:
-        return self._render(LIGHT, self.format), self._render(DARK, self.format)
+        return self.render(LIGHT, self.format), self.render(DARK, self.format)
 
     def _tag(self, image: bytes, name: str) -> str:
         data = base64.b64encode(image).decode()
@@ -132,6 +133,6 @@ class Figure:
         )
         return {
             "text/html": page,
-            "image/png": base64.b64encode(self._render(LIGHT, "png")).decode(),
+            "image/png": base64.b64encode(self.render(LIGHT, "png")).decode(),
             "text/plain": f"Figure: {self.alt}",
         }

@@ -2,17 +2,22 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
+from random import Random
 
 import pytest
 
 from mmlab.datasets.scenes import (
     HELD_OUT,
+    Scene,
+    SceneObject,
     judge,
     judge_entailment,
     judge_pair,
     referents,
     scenes,
 )
+from mmlab.datasets.scenes.binding import binding_pairs, is_countable
 from mmlab.datasets.scenes.noise import view_of
 
 LANGUAGES = ("en", "zh")
@@ -132,6 +137,55 @@ def test_binding_pairs(train, views, language):
             assert bare[0] == bare[1]
     kinds = Counter(i.kind for i in items)
     assert kinds["relation"] == 100 and set(kinds) == {"relation", "color", "size", "texture"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_counts_to_bind(train, views, language):
+    items = train.binding_pairs(150, language=language, kinds=("count",))
+    for item in items:
+        assert item.kind == "count" and is_countable(train.scenes[item.image])
+        assert judge(item.text, views[item.image], language) is True
+        assert judge(item.swapped, views[item.image], language) is False
+        if language == "en":
+            first, second = (
+                [re.sub("(?<!s)s$|(?<=ss)es$", "", word) for word in text.split()]
+                for text in (item.text, item.swapped)
+            )
+            # The numbers change places, and nothing else does.
+            cut = second.index("and") + 1
+            assert first == [second[cut], *second[1:cut], second[0], *second[cut + 1 :]]
+    kinds = Counter(i.kind for i in train.binding_pairs(90, kinds=("relation", "count")))
+    assert kinds == {"relation": 45, "count": 45}
+
+
+def test_counts_by_hand():
+    square, ring = (
+        SceneObject(shape, color, "small", "solid", (0.2, 0.2), 0.1)
+        for shape, color in (("square", "red"), ("ring", "blue"))
+    )
+    dotted = replace(square, texture="dotted")
+    assert is_countable(Scene((square, dotted, ring), "plain"))
+    assert is_countable(Scene((square, replace(ring, color="red"), ring), "plain"))
+    assert not is_countable(Scene((square, ring), "plain"))
+    assert not is_countable(Scene((square, dotted), "plain"))
+    pairs = binding_pairs(
+        [Scene((square, dotted, ring), "plain")], 40, Random(0), frozenset(), kinds=("count",)
+    )
+    assert {(pair.text, pair.swapped) for pair in pairs} == {
+        ("two squares and one ring", "one square and two rings"),
+        ("one ring and two squares", "two rings and one square"),
+        ("two red shapes and one blue shape", "one red shape and two blue shapes"),
+        ("one blue shape and two red shapes", "two blue shapes and one red shape"),
+    }
+
+
+def test_kinds_of_binding_pairs_that_cannot_be(train):
+    with pytest.raises(ValueError, match=r"kind is 'counts' \(did you mean 'count'\?\)"):
+        train.binding_pairs(3, kinds=("counts",))
+    with pytest.raises(ValueError, match="kinds is empty"):
+        train.binding_pairs(3, kinds=())
+    with pytest.raises(ValueError, match="found 0 of 3 binding pairs"):
+        scenes(50, num_objects=(1, 2)).binding_pairs(3, kinds=("count",))
 
 
 def test_task_text_never_names_a_held_out_combination(train):

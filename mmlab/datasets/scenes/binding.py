@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from mmlab.datasets.checks import check_choice
 from mmlab.datasets.scenes.collect import collect
-from mmlab.datasets.scenes.language import Description, describe, indefinite
+from mmlab.datasets.scenes.language import Description, describe, indefinite, noun
 from mmlab.datasets.scenes.vocabulary import lexicon
 from mmlab.datasets.scenes.world import Pair, Scene, main_relation
+
+_GROUPED = ("shape", "color")
 
 
 @dataclass(frozen=True)
 class BindingPair:
-    """Two captions with the same words, of which only ``text`` is true. Chance 50 %."""
+    """Two captions with the same words, of which only ``text`` is true. Chance 50 %.
+
+    ``kind`` is what was exchanged: ``color``, ``size`` or ``texture`` of two objects, the sides of
+    a ``relation``, or the numbers of a ``count`` ('two circles and one square' for 'one circle and
+    two squares': here the plurals move along).
+    """
 
     image: int
     text: str
@@ -58,14 +66,58 @@ def _swap_roles(
     return say(first, second), say(second, first), "relation"
 
 
+def _numbered(description: Description, number: int, language: str) -> str:
+    """'one circle' with the number as a word, which 'a circle' leaves open."""
+    if language == "zh":
+        return indefinite(description, "zh", number)
+    phrase = noun(description, plural=number != 1)
+    return f"{lexicon(language).numbers[number]} {phrase}"
+
+
+def _swap_counts(
+    scene: Scene, i: int, j: int, rng: Random, pairs: frozenset[Pair], language: str
+) -> tuple[str, str, str] | None:
+    name = rng.choice(_GROUPED)
+    first, second = (describe(scene.objects[k], (name,)) for k in (i, j))
+    a, b = first.count(scene), second.count(scene)
+    if a == b:
+        return None
+    link = "和" if language == "zh" else " and "
+    right, wrong = (
+        _numbered(first, x, language) + link + _numbered(second, y, language)
+        for x, y in ((a, b), (b, a))
+    )
+    return right, wrong, "count"
+
+
+_SWAPS = {"attribute": _swap_attribute, "relation": _swap_roles, "count": _swap_counts}
+SWAPS = tuple(_SWAPS)
+"""What a binding pair may exchange."""
+
+
+def is_countable(scene: Scene) -> bool:
+    """Whether two shapes, or two colors, occur in different numbers: a ``count`` needs that."""
+    numbers = ({describe(o, (name,)).count(scene) for o in scene.objects} for name in _GROUPED)
+    return any(len(found) > 1 for found in numbers)
+
+
 def binding_pairs(
-    scenes: Sequence[Scene], num: int, rng: Random, pairs: frozenset[Pair], language: str = "en"
+    scenes: Sequence[Scene],
+    num: int,
+    rng: Random,
+    pairs: frozenset[Pair],
+    language: str = "en",
+    kinds: Sequence[str] = ("attribute", "relation"),
 ) -> tuple[BindingPair, ...]:
     """A true caption and the same words bound wrongly (as in ARO, Yuksekgonul et al., ICLR 2023).
 
-    Half of the items exchange an attribute of two objects, half the two sides of a relation.
+    ``kinds`` of ``SWAPS`` take turns: an attribute of two objects, the two sides of a relation, or
+    the numbers of two groups (not in ARO), which only scenes of three or more objects allow.
     """
     lexicon(language)
+    wanted = [_SWAPS[check_choice("kind", kind, SWAPS)] for kind in kinds]
+    if not wanted:
+        raise ValueError(f"kinds is empty; give some of {', '.join(SWAPS)}")
 
     def attempt() -> BindingPair | None:
         image = rng.randrange(len(scenes))
@@ -73,12 +125,10 @@ def binding_pairs(
         if len(scene.objects) < 2:
             return None
         i, j = rng.sample(range(len(scene.objects)), 2)
-        swap = wanted[0]
-        found = swap(scene, i, j, rng, pairs, language)
+        found = wanted[0](scene, i, j, rng, pairs, language)
         if found is None:
             return None
-        wanted.reverse()
+        wanted.append(wanted.pop(0))
         return BindingPair(image, *found, language)
 
-    wanted = [_swap_attribute, _swap_roles]
     return collect(num, attempt, "binding pairs")

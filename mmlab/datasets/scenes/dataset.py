@@ -298,11 +298,18 @@ class Scenes(Dataset):
         return referring.referring_expressions(self.scenes, num, rng, language)
 
     def binding_pairs(
-        self, num: int, seed: int = 0, language: str = "en"
+        self,
+        num: int,
+        seed: int = 0,
+        language: str = "en",
+        kinds: Sequence[str] = ("attribute", "relation"),
     ) -> tuple[binding.BindingPair, ...]:
-        """A true and a false caption made of the same words (as ARO)."""
+        """A true and a false caption made of the same words (as ARO).
+
+        ``kinds`` take turns: ``"attribute"``, ``"relation"``, ``"count"``.
+        """
         rng = self._task_rng("binding", seed)
-        return binding.binding_pairs(self.scenes, num, rng, self._pairs, language)
+        return binding.binding_pairs(self.scenes, num, rng, self._pairs, language, kinds)
 
     # How it is made.
 

@@ -71,4 +71,3 @@ class Items:
         }
         lists = {name: [getattr(self, name)[i] for i in chosen] for name in ("texts", "kinds")}
         return Items(self.form, classes=self.classes, **tensors, **lists)
-
