@@ -119,7 +119,9 @@ def test_info_reads_well(mmlab):
     assert "parameters               86,567,656" in lines
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("list",), ("info",)])
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("evaluate",), ("league",), ("list",), ("info",)]
+)
 def test_help_answers(command, mmlab):
     code, out, _ = mmlab(*command, "--help")
     assert code == 0 and "Usage: mmlab" in out
@@ -171,6 +173,14 @@ WRONG = [
     ("evaluate vit --checkpoint TRAINED --target subgroup", "9 classes apart, the target has 95"),
     ("evaluate vit --checkpoint OTHER", "it fits 'vit-ti-16'"),
     ("evaluate vit --checkpoint CUT", "may be truncated"),
+    ("league --plan smal", "there is no plan 'smal'; mmlab comes with full, small"),
+    ("league --plan typo.yaml", "plan 'typo.yaml': it must hold 'systems:'"),
+    ("league --systems viltt", "unknown system of this league 'viltt'; there are"),
+    ("league --tasks vqaa", "unknown task of this league 'vqaa'; did you mean 'vqa'?"),
+    ("league --seeds 7", "unknown seed of this league '7'"),
+    ("league --jobs 0", "jobs must be at least 1, got 0"),
+    ("league --out typo.yaml", "'typo.yaml' is a file, not a folder for a league"),
+    ("league --table --out nothing", "there is no league in 'nothing'"),
     ("info vit-b16", "unknown model 'vit-b16'; did you mean 'vit-b-16'?"),
     ("list zz*", "no model matches 'zz*'"),
     ("trian", "No such command 'trian'."),

@@ -26,6 +26,7 @@ import torch
 from mmlab.league.place import DONE, FAILED, PLAN, Cell, Result, read_result, write_result
 from mmlab.league.plan import PRETRAINING, TEXT_ONLY, Plan
 from mmlab.league.tasks import TASKS, suits
+from mmlab.models.checks import check
 from mmlab.training.checkpoints import write_text
 from mmlab.training.recipe import check_known
 
@@ -80,6 +81,7 @@ def run_league(
     ``jobs`` processes share the cores evenly. ``only`` leaves cells out for now. Returns what came
     of all cells that are finished or failed. ValueError for a folder of another league.
     """
+    check(jobs >= 1, "jobs", jobs, "at least 1")
     folder = Path(folder)
     check_plan(plan, folder)
     waiting = [cell for cell in cells_of(plan) if only(cell) and not _is_done(folder, cell)]

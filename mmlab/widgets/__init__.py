@@ -4,6 +4,7 @@ from mmlab.widgets.attention_distance import AttentionDistance
 from mmlab.widgets.base import Widget
 from mmlab.widgets.clip_search import CLIPSearch
 from mmlab.widgets.families import Families
+from mmlab.widgets.league_table import LeagueTable
 from mmlab.widgets.loss_laboratory import LossLaboratory
 from mmlab.widgets.masking import Masking
 from mmlab.widgets.patch_splitter import PatchSplitter
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionDistance",
     "CLIPSearch",
     "Families",
+    "LeagueTable",
     "LossLaboratory",
     "Masking",
     "PatchSplitter",

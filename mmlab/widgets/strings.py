@@ -857,6 +857,65 @@ STRINGS["en"]["transport_alignment"] = {
     ),
 }
 
+STRINGS["en"]["league_table"] = {
+    "locale": "en",
+    "title": "League table",
+    "sentence": (
+        "League table, {group}: {rows} rows sorted by {column} ({unit}). In this order: {values}."
+    ),
+    "sentence_value": "{name} {value}",
+    "group": "Show",
+    "sort": "Sort by",
+    "turn": "Turn the order",
+    "families": "Families",
+    "pinned": "Baselines stay on top",
+    "table": "The table; it scrolls sideways where it does not fit",
+    "caption": "{group}: a row for each system, a column for each thing measured",
+    "hint": (
+        "A button in a column's head sorts by it, and pressed again turns the order. Choose a "
+        "cell, or move over the cells with the arrow keys, to see its runs below the table."
+    ),
+    "system": "system",
+    "baseline": "baseline",
+    "measured": "{value} ± {half}",
+    "seeds": "{count} seeds",
+    "seeds_one": "{count} seed",
+    "blind": "not above blind",
+    "missing": "–",
+    "failed": "failed",
+    "best": "best first",
+    "worst": "worst first",
+    "largest": "largest first",
+    "smallest": "smallest first",
+    "lead": "*{column}*, {order}. First of the systems: *{system}* with {value}; {count} rows.",
+    "lead_none": "*{column}*, {order}. No system shown here has a value; {count} rows.",
+    "readout": "*{system}*, {column}: *{value}*, the 95 % interval of the mean is {low} to {high}.",
+    "readout_one": "*{system}*, {column}: *{value}*. Too few seeds for an interval.",
+    "readout_blind": "It is not above what a blind model reaches.",
+    "readout_missing": "*{system}*, {column}: not measured.",
+    "readout_failed": "*{system}*, {column}: no value. {note}",
+    "nobody": "No family is chosen, so there is no row.",
+    "run": "seed {seed}: {value}, run",
+    "chart": "{column}, drawn",
+    "with_unit": "{column} ({unit})",
+    "chart_label": (
+        "{column} of every shown system, a line each, in the order of the table. Chosen: {system}. "
+        "Up and down arrow keys move to the next line."
+    ),
+    "floor": "blind",
+    "key_mean": "mean and its 95 % interval",
+    "key_blind": "not above blind",
+    "key_seed": "a seed",
+    "key_floor": "the best that needs no picture, or no text",
+    "how": "How to read this",
+    "how_text": (
+        "A cell is the mean over seeds ± half of its 95 % interval (Student's t). Every seed is a "
+        "training of its own, from the first step. Not above blind means that the interval of the "
+        "difference to the best blind baseline does not lie above zero. Rows without a value "
+        "come last, whichever way the table is sorted."
+    ),
+}
+
 
 def strings_for(figure: str, language: str = "en") -> dict[str, str]:
     """The words of one figure; ValueError if there is no such language."""

@@ -17,6 +17,7 @@ from mmlab.tasks.dual_encoder import DualEncoder
 from mmlab.widgets import (
     AttentionDistance,
     CLIPSearch,
+    LeagueTable,
     LossLaboratory,
     Masking,
     PatchSplitter,
@@ -25,6 +26,7 @@ from mmlab.widgets import (
     TransportAlignment,
     WordsAndPlaces,
 )
+from mmlab.widgets.league_table import Cell, Column, Row
 from tests.browser import needs_chromium
 from tests.widgets.figure_page import (
     ALL_TEXT,
@@ -101,6 +103,17 @@ def search(names=("1", "2"), **options):
     return CLIPSearch(clip(), pictures(names), examples=("1", "2"), **options)
 
 
+def league(names=("1", "2"), **options):
+    rows = [Row("3", "8", baseline=True), Row("4", "9"), Row("5", "9")]
+    columns = [Column(name, name, floor=0.2) for name in names]
+    cells = {
+        (row.name, name): Cell([(0, k / 4, "6"), (1, k / 3, "7")], 7 * k / 24, k / 20, blind=k == 1)
+        for k, row in enumerate(rows)
+        for name in names
+    }
+    return LeagueTable(rows, columns, cells, **options)
+
+
 FIGURES = {
     "splitter": splitter,
     "splitter shuffled": lambda *a: splitter(*a, order="shuffled", positions=True),
@@ -115,6 +128,8 @@ FIGURES = {
     "laboratory of the sigmoid": lambda *a: laboratory(*a, objective="sigmoid"),
     "search": search,
     "search with a picture chosen": lambda *a: search(*a, chosen=0, view="cosine"),
+    "league": league,
+    "league turned": lambda *a: league(*a, down=False, pinned=True, row=1),
     "masking": masking,
     "masking of a word": lambda *a: masking(*a, token=1, percent=50, measure="memory"),
     "transport": transport,
