@@ -143,7 +143,7 @@ def test_a_killed_cell_is_told(plan_file, tmp_path):
 
 def test_a_league_that_was_stopped_goes_on(plan_file, tmp_path):
     slow = tmp_path / "slow.yaml"
-    slow.write_text(PLAN.replace("budget: 2e9", "budget: 4e11"))
+    slow.write_text(PLAN.replace("budget: 2e9", "budget: 8e9"))
     line = command(slow, tmp_path / "run", "--systems", "vilt", "--tasks", "binding")
     place = tmp_path / "run" / Cell("vilt", 0, "pretraining").path / "stage1"
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as running:

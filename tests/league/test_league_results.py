@@ -1,0 +1,88 @@
+"""What the league that ships with the book must show, and the rules it is held to."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from mmlab.league.plan import PRETRAINING, read_plan
+from mmlab.league.results import done, number, read_league
+from mmlab.league.run import cells_of, plan_figures
+from mmlab.league.verdicts import FUSION
+
+FILE = Path(__file__).parents[2] / "data/results/league.json"
+LEAGUE = read_league(FILE)
+CELLS = LEAGUE["cells"]
+PLAN = read_plan("full")
+
+# What each system's design suits, as the way to a figure, and by how much its mean over the seeds
+# must be above a guess there.
+SEARCH = ("probe", "ways", "dual", "retrieval", "image_to_text", "r@1")
+SUITED = {
+    "vit": (),
+    **{name: (SEARCH,) for name in ("clip", "clip-vit", "flip", "albef", "blip", "vlmo", "blip2")},
+    **{name: (("matching", "accuracy"),) for name in ("vilt", "albef", "blip", "blip2", "vlmo")},
+    **{
+        name: (("matching", "accuracy"), ("vqa", "by_kind", "color"))
+        for name in ("vilbert", "lxmert", "uniter", "oscar", "visualbert")
+    },
+}
+GUESS = {
+    SEARCH: 1 / PLAN.retrieved,
+    ("matching", "accuracy"): 1 / 4,
+    ("vqa", "by_kind", "color"): 1 / 10,
+}
+MARGIN = 0.1
+
+
+def mean(entry, names):
+    task, *rest = names
+    found = [number(cell["figures"], rest) for cell in done(CELLS, entry, task)]
+    assert found, f"{entry} has no {task}"
+    return statistics.fmean(found)
+
+
+def test_it_is_the_full_plan():
+    assert LEAGUE["plan"] == json.loads(json.dumps(plan_figures(PLAN)))
+
+
+def test_every_cell_is_of_the_plan_and_none_failed():
+    planned = {(cell.entry, cell.seed, cell.task) for cell in cells_of(PLAN)}
+    assert {(cell["entry"], cell["seed"], cell["task"]) for cell in CELLS} <= planned
+    failed = [f"{cell['folder']}: {cell['error']}" for cell in CELLS if cell["status"] != "done"]
+    assert not failed, failed
+
+
+def test_every_pretraining_spends_the_budget():
+    pretrained = [cell for cell in CELLS if cell["task"] == PRETRAINING]
+    assert {cell["entry"] for cell in pretrained} == {e.name for e in PLAN.entries if e.stages}
+    for cell in pretrained:
+        assert abs(cell["flops"] / PLAN.budget - 1) < 0.05, cell["folder"]
+        # The cost of a step is a mean of several; it must be known well enough for that.
+        assert cell["figures"]["step_error"] / cell["figures"]["step_flops"] < 0.02, cell["folder"]
+
+
+def test_every_loss_falls():
+    for cell in CELLS:
+        if cell["task"] == PRETRAINING:
+            first, last = (cell["figures"][end] for end in ("first", "last"))
+            rising = {
+                name: (first[name], last[name]) for name in first if last[name] >= first[name]
+            }
+            assert not rising, f"{cell['folder']}: {rising}"
+
+
+@pytest.mark.parametrize("entry", SUITED)
+def test_each_system_is_above_a_guess_where_its_design_suits(entry):
+    for names in SUITED[entry]:
+        assert mean(entry, names) > GUESS[names] + MARGIN, (entry, names, mean(entry, names))
+
+
+@pytest.mark.parametrize("task", ["matching", "vqa", "binding"])
+def test_without_the_picture_fusion_falls_to_the_text_only_baseline(task):
+    blind = mean("text-only", (task, "accuracy"))
+    for entry in FUSION:
+        for way in ("other_image", "blank_image"):
+            left = mean(entry, (task, way))
+            assert left < blind + 0.03, f"{entry} {task} {way}: {left:.3f}, text-only {blind:.3f}"
