@@ -46,19 +46,55 @@ def _rationale(scene: Scene, i: int, j: int, places: tuple[str, str], language: 
     return f"{first.capitalize()} is {a} and {second} is {b}."
 
 
+Place = tuple[int, int]
+"""Row and column of a ninth of the image."""
+
+
 def _rationales(
-    scene: Scene, i: int, j: int, relation: str, rng: Random, language: str
+    scenes: Sequence[Scene],
+    scene: Scene,
+    i: int,
+    j: int,
+    relation: str,
+    rng: Random,
+    language: str,
 ) -> tuple[list[str], int]:
     """The true places of two objects among three other pairs of places that tell the same tale."""
     axis = 1 if relation in ("left of", "right of") else 0
-    cells = [(row, column) for row in range(3) for column in range(3)]
-    true = ninth(scene.objects[i].center), ninth(scene.objects[j].center)
-    gap = true[1][axis] - true[0][axis]
-    like = [(a, b) for a in cells for b in cells if a != b and b[axis] - a[axis] == gap]
-    shown = [true, *rng.sample([pair for pair in like if pair != true], 3)]
+    true = _places(scene, i, j)
+    shown = [true, *_wrong_places(scenes, true, axis, rng)]
     rng.shuffle(shown)
     names = [tuple(POSITIONS[row][column] for row, column in pair) for pair in shown]
     return [_rationale(scene, i, j, n, language) for n in names], shown.index(true)
+
+
+def _places(scene: Scene, i: int, j: int) -> tuple[Place, Place]:
+    return ninth(scene.objects[i].center), ninth(scene.objects[j].center)
+
+
+def _wrong_places(
+    scenes: Sequence[Scene], true: tuple[Place, Place], axis: int, rng: Random
+) -> list[tuple[Place, Place]]:
+    """Three pairs of places as far apart along the axis as the true ones.
+
+    They are those of objects in other images: objects are seldom in corners, and pairs drawn evenly
+    would tell a blind reader which one is true. Even draws fill up what too few images leave open.
+    """
+    gap = true[1][axis] - true[0][axis]
+    found: list[tuple[Place, Place]] = []
+    for _ in range(TRIES):
+        other = rng.choice(scenes)
+        if len(found) == 3:
+            return found
+        if len(other.objects) < 2:
+            continue
+        pair = _places(other, *rng.sample(range(len(other.objects)), 2))
+        if pair[1][axis] - pair[0][axis] == gap and pair not in (true, *found):
+            found.append(pair)
+    cells = [(row, column) for row in range(3) for column in range(3)]
+    like = [(a, b) for a in cells for b in cells if a != b and b[axis] - a[axis] == gap]
+    rest = [pair for pair in like if pair not in (true, *found)]
+    return [*found, *rng.sample(rest, 3 - len(found))]
 
 
 def _in_different_thirds(scene: Scene, i: int, j: int, relation: str) -> bool:
@@ -130,7 +166,8 @@ def _choice(
         return None
     answers = [_full(scene.objects[right]), *wrong]
     rng.shuffle(answers)
-    rationales, rationale = _rationales(scene, right, anchor, relation, rng, language)
+    told = (scenes, scene, right, anchor, relation, rng, language)
+    rationales, rationale = _rationales(*told)
     return Choice(
         image,
         _question(relation, _name(_full(scene.objects[anchor]), language), language),

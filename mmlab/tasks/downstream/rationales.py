@@ -2,8 +2,7 @@
 
 VCR: Zellers et al., "From Recognition to Cognition" (CVPR 2019), tasks Q→A and QA→R; there the
 right answer is given with the second task too. Chance 25 % for each, and a blind guess does a
-little better: a right answer shares words with its question more often than a wrong one, and
-objects stand in the middle of pictures more often than in their corners.
+little better: a right answer shares words with its question more often than a wrong one.
 """
 
 from __future__ import annotations
