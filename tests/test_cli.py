@@ -175,7 +175,7 @@ WRONG = [
     ("evaluate vit --checkpoint CUT", "may be truncated"),
     ("league --plan smal", "there is no plan 'smal'; mmlab comes with full, small"),
     ("league --plan typo.yaml", "plan 'typo.yaml': it must hold 'systems:'"),
-    ("league --systems viltt", "unknown system of this league 'viltt'; there are"),
+    ("league --systems viltt", "unknown system of this league 'viltt'; did you mean 'vit'?"),
     ("league --tasks vqaa", "unknown task of this league 'vqaa'; did you mean 'vqa'?"),
     ("league --seeds 7", "unknown seed of this league '7'"),
     ("league --jobs 0", "jobs must be at least 1, got 0"),
