@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mmlab.datasets.scenes import COLORS as PALETTE
 from mmlab.league.plan import PRETRAINING, read_plan
 from mmlab.league.results import done, number, read_league
 from mmlab.league.run import cells_of, plan_figures
@@ -17,17 +16,18 @@ LEAGUE = read_league(FILE)
 CELLS = LEAGUE["cells"]
 PLAN = read_plan("full")
 
-# The ways to figures that a system's design suits, and what a guess has there. Its mean over the
-# seeds must be above that by the margin.
+# What a system's design suits: the way to a figure, and by how much the mean over the seeds must be
+# above what a guess, or the text-only baseline, has there.
 SEARCH = ("probe", "ways", "dual", "retrieval", "image_to_text", "r@1")
-MATCHING, COLORS = ("matching", "accuracy"), ("vqa", "by_kind", "color")
+MATCHING, QUESTIONS = ("matching", "accuracy"), ("vqa", "accuracy")
 SUITED = {
     **dict.fromkeys(DUAL, (SEARCH,)),
     **dict.fromkeys(CONTRAST_FIRST, (SEARCH, MATCHING)),
-    **dict.fromkeys(REGIONS, (MATCHING, COLORS)),
+    **dict.fromkeys(REGIONS, (MATCHING, QUESTIONS)),
 }
-GUESS = {SEARCH: 1 / PLAN.retrieved, MATCHING: 1 / 4, COLORS: 1 / len(PALETTE)}
-MARGIN = 0.1
+MARGIN = {SEARCH: 0.1, MATCHING: 0.1, QUESTIONS: 0.05}
+TOO_LITTLE = ("vilt",)
+"""Systems for which the budget does not suffice: none of the above is learned yet."""
 
 
 def mean(entry, names):
@@ -67,16 +67,33 @@ def test_every_loss_falls():
             assert not rising, f"{cell['folder']}: {rising}"
 
 
+def least(names):
+    """What a figure must be above."""
+    blind = {SEARCH: 1 / PLAN.retrieved, MATCHING: 1 / 4}
+    if names in blind:
+        return blind[names] + MARGIN[names]
+    return mean("text-only", names) + MARGIN[names]
+
+
 @pytest.mark.parametrize("entry", SUITED)
-def test_each_system_is_above_a_guess_where_its_design_suits(entry):
+def test_each_system_is_above_the_blind_where_its_design_suits(entry):
     for names in SUITED[entry]:
-        assert mean(entry, names) > GUESS[names] + MARGIN, (entry, names, mean(entry, names))
+        assert mean(entry, names) > least(names), (names, mean(entry, names), least(names))
+
+
+@pytest.mark.parametrize("entry", TOO_LITTLE)
+def test_the_page_is_right_to_call_the_budget_too_small(entry):
+    for names in (MATCHING, QUESTIONS):
+        assert mean(entry, names) < least(names), names
 
 
 @pytest.mark.parametrize("task", ["matching", "vqa", "binding"])
 def test_without_the_picture_fusion_falls_to_the_text_only_baseline(task):
     blind = mean("text-only", (task, "accuracy"))
+    num_items = sum(cell["figures"]["num_items"] for cell in done(CELLS, "text-only", task))
+    # Two shares of so many items differ by luck, and there are sixty comparisons.
+    luck = 3 * (2 * blind * (1 - blind) / num_items) ** 0.5
     for entry in FUSION:
         for way in ("other_image", "blank_image"):
             left = mean(entry, (task, way))
-            assert left < blind + 0.03, f"{entry} {task} {way}: {left:.3f}, text-only {blind:.3f}"
+            assert left < blind + 0.03 + luck, f"{entry} {way}: {left:.3f}, blind {blind:.3f}"
