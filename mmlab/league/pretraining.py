@@ -88,7 +88,7 @@ def _given(plan: Plan, folder: Path, entry: Entry, seed: int, number: int) -> di
     return {"tokenizer": str(tokenizer_file(plan, folder, seed))} if reads else {}
 
 
-def loss_figures(lines: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def loss_figures(lines: list[dict[str, float | int]]) -> dict[str, dict[str, float]]:
     """The mean of each loss over the first and the last twentieth of the steps that had it."""
     values: dict[str, list[float]] = {}
     for line in lines:
